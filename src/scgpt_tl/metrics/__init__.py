@@ -1,0 +1,3 @@
+"""Scores: arrays in, numbers out."""
+
+from __future__ import annotations

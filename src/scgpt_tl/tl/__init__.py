@@ -1,0 +1,19 @@
+"""Tools: check slots, call the engine, write slots. One file per function."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scgpt_tl._lazy import attach
+
+if TYPE_CHECKING:
+    from scgpt_tl.tl._embed import scgpt_embed as scgpt_embed
+    from scgpt_tl.tl._pretrain import scgpt_pretrain as scgpt_pretrain
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "scgpt_embed": "_embed",
+        "scgpt_pretrain": "_pretrain",
+    },
+)
