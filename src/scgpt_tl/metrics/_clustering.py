@@ -1,0 +1,257 @@
+"""How well an embedding keeps cell types apart: NMI, ARI, ASW and their mean AvgBIO (preprint, S.5.3).
+
+Arrays in, numbers out. Clusters are Leiden's on scanpy's neighbour graph; the preprint's text says Louvain, whose
+successor Leiden is.
+"""
+
+from __future__ import annotations
+
+import random  # noqa: TID251 - igraph takes no other kind of generator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import igraph
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_array, triu
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
+
+#: 0.1, 0.2 ... 2.0, as in S.5.3.
+RESOLUTIONS: tuple[float, ...] = tuple(round(0.1 * step, 1) for step in range(1, 21))
+
+
+@dataclass(frozen=True)
+class ClusterScores:
+    """What `cluster_scores` found. All four scores are higher where better, at most 1."""
+
+    nmi: float
+    ari: float
+    asw: float
+    resolution: float
+    """Leiden resolution with the best NMI; the median one over several seeds."""
+    n_clusters: int
+    n_cells: int
+    """Cells with a label: those that were scored."""
+    n_unlabelled: int
+    """Cells left out for want of a label."""
+
+    @property
+    def avg_bio(self) -> float:
+        """Mean of NMI, ARI and ASW."""
+        return avg_bio(self.nmi, self.ari, self.asw)
+
+    def to_dict(self) -> dict[str, float | int]:
+        """Plain values, scores under the names that tables show."""
+        return {
+            "NMI": self.nmi,
+            "ARI": self.ari,
+            "ASW": self.asw,
+            "AvgBIO": self.avg_bio,
+            "resolution": self.resolution,
+            "n_clusters": self.n_clusters,
+            "n_cells": self.n_cells,
+            "n_unlabelled": self.n_unlabelled,
+        }
+
+
+def nmi(labels: Any, clusters: Any) -> float:
+    """Normalised mutual information of two labellings `(n,)`, normalised by the mean of their entropies.
+
+    0 where the clusters tell nothing of the labels, 1 where they are the same partition. Cells without label are left
+    out.
+    """
+    codes, found = _paired(labels, clusters)
+    return float(normalized_mutual_info_score(codes, found))
+
+
+def ari(labels: Any, clusters: Any) -> float:
+    """Adjusted Rand index of two labellings `(n,)`: 1 for the same partition, 0 on average for a random one.
+
+    Cells without label are left out.
+    """
+    codes, found = _paired(labels, clusters)
+    return float(adjusted_rand_score(codes, found))
+
+
+def asw_label(embedding: Any, labels: Any) -> float:
+    """Average silhouette width of the labels, (ASW + 1) / 2, so that it runs from 0 to 1 (S.5.3).
+
+    Parameters
+    ----------
+    embedding
+        `(n, D)`, Euclidean distances.
+    labels
+        `(n,)`; cells without label are left out.
+
+    Raises
+    ------
+    ValueError
+        With fewer than two labels, or as many labels as cells.
+    """
+    points, codes, _ = _labelled(embedding, labels)
+    return float((silhouette_score(points, codes) + 1) / 2)
+
+
+def avg_bio(nmi: float, ari: float, asw: float) -> float:
+    """AvgBIO of S.5.3, the mean of the three."""
+    return (nmi + ari + asw) / 3
+
+
+def neighbour_graph(embedding: Any, *, n_neighbors: int = 15) -> csr_array:
+    """Scanpy's fuzzy kNN graph of an embedding.
+
+    Parameters
+    ----------
+    embedding
+        `(n, D)`, finite.
+    n_neighbors
+        Neighbours of a cell, itself included (scanpy's convention); fewer where there are fewer cells.
+
+    Returns
+    -------
+    Symmetric weights in (0, 1], `(n, n)`.
+    """
+    import anndata as ad
+    import scanpy as sc
+
+    points = _checked(embedding)
+    holder = ad.AnnData(obs=pd.DataFrame(index=pd.RangeIndex(len(points)).astype(str)))
+    holder.obsm["emb"] = points
+    k = min(n_neighbors, len(points) - 1)
+    sc.pp.neighbors(holder, n_neighbors=k, use_rep="emb", random_state=0)
+    return csr_array(holder.obsp["connectivities"])
+
+
+def leiden(graph: Any, *, resolutions: Sequence[float] = RESOLUTIONS, rng: int = 0) -> np.ndarray:
+    """Leiden communities by modularity (igraph), two iterations as scanpy's `flavor="igraph"`.
+
+    Parameters
+    ----------
+    graph
+        Symmetric sparse weights, `(n, n)`.
+    resolutions
+        One clustering each.
+    rng
+        Seed, taken afresh for each resolution, so a clustering does not depend on which others were asked for. igraph's
+        generator is global: do not call this from several threads at once.
+
+    Returns
+    -------
+    `(len(resolutions), n)` int32 community numbers.
+    """
+    upper = triu(graph).tocoo()
+    edges = np.column_stack([upper.row, upper.col])
+    drawn = igraph.Graph(n=graph.shape[0], edges=edges, edge_attrs={"weight": upper.data})
+    found = np.empty((len(resolutions), graph.shape[0]), dtype=np.int32)
+    try:
+        for row, resolution in enumerate(resolutions):
+            igraph.set_random_number_generator(random.Random(rng))  # noqa: S311 - no secret
+            found[row] = drawn.community_leiden(
+                objective_function="modularity", weights="weight", resolution=resolution, n_iterations=2
+            ).membership
+    finally:
+        igraph.set_random_number_generator(random)
+    return found
+
+
+def cluster_scores(
+    embedding: Any,
+    labels: Any,
+    *,
+    resolutions: Sequence[float] = RESOLUTIONS,
+    n_neighbors: int = 15,
+    seeds: Sequence[int] = (0,),
+) -> ClusterScores:
+    """NMI, ARI and ASW of an embedding against known labels, as in S.5.3.
+
+    Clusters are found at every resolution and those with the best NMI are kept; ARI is taken on the same clusters. The
+    choice is made with the labels in hand, so the scores say how much of the labelling an embedding holds, not what an
+    unaided clustering would find.
+
+    Parameters
+    ----------
+    embedding
+        `(n, D)`, finite.
+    labels
+        `(n,)`. Cells whose label is missing (NaN, None, empty) are left out before the graph is built, and counted.
+    resolutions
+        Leiden resolutions to try.
+    n_neighbors
+        Neighbours in the graph.
+    seeds
+        Leiden seeds; medians over them are given.
+
+    Raises
+    ------
+    ValueError
+        On shapes that do not agree, values that are not finite, or fewer than two labels.
+    """
+    points, codes, n_unlabelled = _labelled(embedding, labels)
+    graph = neighbour_graph(points, n_neighbors=n_neighbors)
+    best = [_best(graph, codes, resolutions, seed) for seed in seeds]
+    return ClusterScores(
+        nmi=median(one[0] for one in best),
+        ari=median(one[1] for one in best),
+        asw=float((silhouette_score(points, codes) + 1) / 2),
+        resolution=median(one[2] for one in best),
+        n_clusters=int(median(one[3] for one in best)),
+        n_cells=len(points),
+        n_unlabelled=n_unlabelled,
+    )
+
+
+def _best(
+    graph: csr_array, codes: np.ndarray, resolutions: Sequence[float], seed: int
+) -> tuple[float, float, float, int]:
+    """NMI, ARI, resolution and cluster count of the clustering with the highest NMI (the coarsest of equals)."""
+    found = leiden(graph, resolutions=resolutions, rng=seed)
+    scores = [normalized_mutual_info_score(codes, row) for row in found]
+    top = int(np.argmax(scores))
+    rand = float(adjusted_rand_score(codes, found[top]))
+    return float(scores[top]), rand, float(resolutions[top]), int(found[top].max()) + 1
+
+
+def _checked(embedding: Any) -> np.ndarray:
+    points = np.asarray(embedding)
+    if points.ndim != 2 or len(points) < 3:
+        msg = f"an embedding must have shape (cells, dimensions) with at least 3 cells, found {points.shape}"
+        raise ValueError(msg)
+    bad = int((~np.isfinite(points).all(axis=1)).sum())
+    if bad:
+        msg = f"{bad} of {len(points)} cells have NaN or infinite values in their embedding; leave them out"
+        raise ValueError(msg)
+    return points
+
+
+def _codes(labels: Any) -> tuple[np.ndarray, int]:
+    """Integer code of each label, -1 where it is missing, and how many labels there are."""
+    series = pd.Series(np.asarray(labels, dtype=object))
+    codes, names = pd.factorize(series.where(series.astype(str).str.strip() != ""))
+    return codes, len(names)
+
+
+def _labelled(embedding: Any, labels: Any) -> tuple[np.ndarray, np.ndarray, int]:
+    """Points and label codes of the cells that have a label, and the number that have none."""
+    points = _checked(embedding)
+    codes, n_labels = _codes(labels)
+    if len(codes) != len(points):
+        msg = f"{len(points)} cells in the embedding but {len(codes)} labels"
+        raise ValueError(msg)
+    kept = codes >= 0
+    if not 2 <= n_labels < kept.sum():
+        msg = f"{n_labels} distinct labels on {kept.sum()} labelled cells: at least 2 labels and more cells than labels"
+        msg += " are needed; is this the right column of .obs?"
+        raise ValueError(msg)
+    return points[kept], codes[kept], int((~kept).sum())
+
+
+def _paired(labels: Any, clusters: Any) -> tuple[np.ndarray, np.ndarray]:
+    codes, _ = _codes(labels)
+    found = np.asarray(clusters)
+    if len(codes) != len(found):
+        msg = f"{len(codes)} labels but {len(found)} cluster numbers"
+        raise ValueError(msg)
+    kept = codes >= 0
+    return codes[kept], found[kept]
