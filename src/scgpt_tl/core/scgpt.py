@@ -1,0 +1,176 @@
+"""The scGPT backbone: cells in, cell and token embeddings out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from scgpt_tl.core.attention import Layout
+from scgpt_tl.core.encoders import ContinuousValueEncoder, TableEncoder, Tables
+from scgpt_tl.core.heads import Heads
+from scgpt_tl.core.layers import Attention, Block, DomainNorm
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from torch import Tensor
+
+    from scgpt_tl.core.config import ModelConfig
+    from scgpt_tl.tokens.batch import CellBatch
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a backbone tells of a batch."""
+
+    cell: Tensor
+    """(B, D) cell embeddings."""
+    tokens: Tensor | None
+    """(T, D) token embeddings; None where only cells were asked for."""
+    captured: dict[str, Any] = field(default_factory=dict)
+    """What `capture=` asked for: ``layer.N`` (T, D), the output of block N; ``attention.N``, B maps (H, L, L)."""
+
+
+class ScGPT(nn.Module):
+    """Transformer over the genes of a cell (preprint, sections 4.1 and 4.2)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        d = config.d_model
+        self.genes = TableEncoder(config.n_tokens, d, padding_idx=config.pad_id)
+        nn.init.uniform_(self.genes.table.weight, -0.1, 0.1)
+        self.values = _value_encoder(config)
+        self.conditions = nn.Embedding(config.n_conditions, d) if config.n_conditions else None
+        self.flags = nn.Embedding(2, d) if config.flag_unknown else None
+        self.input_norm = _input_norm(config)
+        self.blocks = nn.ModuleList(
+            Block(
+                Attention(
+                    d,
+                    config.n_heads,
+                    dropout=config.attn_dropout,
+                    unknown_skips_projection=config.unknown_skips_projection,
+                ),
+                d,
+                config.d_ff,
+                dropout=config.dropout,
+                norm_scheme=config.norm_scheme,
+            )
+            for _ in range(config.n_layers)
+        )
+
+    def tables(self) -> Tables:
+        """Lookup tables for inference; make them once per pass and hand them to `encode`."""
+        return Tables.of(self.genes, self.values)
+
+    def embed(self, batch: CellBatch, tables: Tables | None = None) -> Tensor:
+        """Token inputs, equation (5): (T, D)."""
+        shown = batch.values
+        if batch.known is not None:
+            shown = shown.masked_fill(~batch.known, self.config.mask_value)
+        if tables is not None:
+            x = tables.look_up(batch.gene_ids, shown)
+        elif isinstance(self.values, nn.Identity):
+            x = self.genes(batch.gene_ids) * shown[:, None]
+        else:
+            x = self.genes(batch.gene_ids) + self.values(shown)
+        if self.flags is not None and batch.known is not None:
+            flagged = self.genes(batch.gene_ids) + self.flags.weight[1]
+            x = torch.where(batch.known[:, None], x, flagged)
+        if self.conditions is not None and batch.condition is not None:
+            x = x + self.conditions(batch.condition)
+        if self.input_norm is not None:
+            x = self.input_norm(x, None if batch.batch is None else batch.batch[batch.cell_index])
+        return x
+
+    def encode(
+        self,
+        batch: CellBatch,
+        *,
+        capture: Collection[str] = (),
+        cell_only: bool = False,
+        cell_prompt: Tensor | None = None,
+        tables: Tables | None = None,
+    ) -> Encoded:
+        """Run the transformer.
+
+        Parameters
+        ----------
+        batch
+            B cells, T tokens.
+        capture
+            Names of inner results to hand back, see `Encoded.captured`.
+        cell_only
+            Compute only what the cell embedding needs: in the last block queries, output and perceptron of `<cls>` alone.
+            Exact, and a saving of most of that block.
+        cell_prompt
+            (B, D) put in place of the `<cls>` input (the cell-prompt pass of section 4.3.3).
+        tables
+            From `tables()`, for inference with integer values.
+        """
+        x = self.embed(batch, tables)
+        if cell_prompt is not None:
+            x = x.index_copy(0, batch.cls_index, cell_prompt.to(x.dtype))
+        known = None if batch.known is None else batch.n_known
+        layout = Layout(batch.cu_seqlens, batch.cu_seqlens, known)
+        unknown = None if batch.known is None else ~batch.known
+        cell_only = cell_only and self.config.cell_style == "cls"
+        captured: dict[str, Any] = {}
+        for i, block in enumerate(self.blocks):
+            last = i == len(self.blocks) - 1
+            if f"attention.{i}" in capture:
+                captured[f"attention.{i}"] = block.maps(x, layout)
+            if last and cell_only:
+                one_each = torch.arange(batch.n_cells + 1, device=x.device)
+                cells = Layout(one_each, batch.cu_seqlens, known)
+                return Encoded(block(x, cells, rows=batch.cls_index), None, captured)
+            x = block(x, layout, unknown=unknown)
+            if f"layer.{i}" in capture:
+                captured[f"layer.{i}"] = x
+        _check_captured(capture, captured)
+        return Encoded(self._pool(x, batch), x, captured)
+
+    def _pool(self, x: Tensor, batch: CellBatch) -> Tensor:
+        """(T, D) -> (B, D)."""
+        if self.config.cell_style == "cls":
+            return x[batch.cls_index]
+        weighted = x.new_zeros(batch.n_cells, x.shape[1]).index_add_(0, batch.cell_index, x * batch.values[:, None])
+        return normalize(weighted, dim=1)
+
+
+class Network(nn.Module):
+    """Backbone and heads: what is saved, loaded and trained."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.backbone = ScGPT(config)
+        self.heads = Heads(config)
+
+
+def _value_encoder(config: ModelConfig) -> nn.Module:
+    if config.value_style == "continuous":
+        low = int(min(config.pad_value, config.mask_value, config.cls_value, 0))
+        return ContinuousValueEncoder(config.d_model, config.dropout, (low, config.n_bins - 1))
+    if config.value_style == "category":  # pad and mask follow the bins
+        return TableEncoder(config.n_bins + 2, config.d_model, padding_idx=config.n_bins)
+    return nn.Identity()
+
+
+def _input_norm(config: ModelConfig) -> DomainNorm | None:
+    if config.input_norm == "none":
+        return None
+    domains = config.n_batches if config.input_norm == "domain" else 1
+    return DomainNorm(config.d_model, domains, affine=config.input_norm == "batch")
+
+
+def _check_captured(asked: Collection[str], captured: dict[str, Any]) -> None:
+    missing = set(asked) - set(captured)
+    if missing:
+        msg = f"cannot capture {sorted(missing)}; give 'layer.N' or 'attention.N' with N below the number of blocks"
+        raise ValueError(msg)
