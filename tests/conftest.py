@@ -1,0 +1,136 @@
+"""Small toys, the golden numbers, and the skips that say why."""
+
+from __future__ import annotations
+
+import os
+
+# Before numba and torch are loaded by any test: one thread a process for matrix products, two for numba,
+# so that a test can ask whether the number of threads changes an answer.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "2")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from anndata import AnnData
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Where anndata is absent (a bare GPU machine), open only the files that hold GPU tests."""
+    if find_spec("anndata") is None and collection_path.match("test_*.py"):
+        return "mark.gpu" not in collection_path.read_text(encoding="utf-8") or None
+    return None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what this machine cannot run, with the reason."""
+    if item.get_closest_marker("data") and _data_folder() is None:
+        pytest.skip("real data are absent: SCGPT_TL_DATA names no folder")
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+
+
+def _data_folder() -> Path | None:
+    folder = Path(os.environ.get("SCGPT_TL_DATA", ""))
+    return folder if os.environ.get("SCGPT_TL_DATA") and folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of the numbers that the published package gave."""
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    """An official-format model folder: 2 layers, 4 heads, 64 wide, 1,003 tokens."""
+    return GOLDEN / "tiny" / "ckpt"
+
+
+@pytest.fixture(scope="session")
+def data() -> Callable[[str], Path]:
+    """`data("pbmc3k/pbmc3k.h5ad")` -> its path, or the test is skipped with a reason."""
+
+    def find(name: str) -> Path:
+        folder = _data_folder()
+        if folder is None:
+            pytest.skip("real data are absent: SCGPT_TL_DATA names no folder")
+        if not (folder / name).exists():
+            pytest.skip(f"{name} is not in the folder that SCGPT_TL_DATA names")
+        return folder / name
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def tiny_genes() -> list[str]:
+    """Gene names of the tiny model, in the order of their ids."""
+    tokens = json.loads((GOLDEN / "tiny" / "ckpt" / "vocab.json").read_text(encoding="utf-8"))
+    return [name for name in sorted(tokens, key=tokens.__getitem__) if not name.startswith("<")]
+
+
+@pytest.fixture(scope="session")
+def toy_rows() -> Callable[..., sparse.csr_matrix]:
+    """`toy_rows(n_obs, n_vars, density=, seed=)` -> counts >= 1 at random places; needs no anndata."""
+
+    def make(n_obs: int = 40, n_vars: int = 60, *, density: float = 0.3, seed: int = 0) -> sparse.csr_matrix:
+        rng = np.random.default_rng(seed)
+        counts = (1 + rng.poisson(rng.gamma(0.6, 3.0, size=(n_obs, n_vars)))) * (rng.random((n_obs, n_vars)) < density)
+        counts[:, 0] += counts.sum(axis=1) == 0  # no empty cell unless a test makes one
+        return sparse.csr_matrix(counts.astype(np.float32))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy(toy_rows: Callable[..., sparse.csr_matrix], tiny_genes: list[str]) -> Callable[..., AnnData]:
+    """`toy(n_obs, n_vars, density=, seed=)` -> AnnData of sparse counts; its genes are the tiny model's first ones."""
+
+    def make(n_obs: int = 40, n_vars: int = 60, *, density: float = 0.3, seed: int = 0) -> AnnData:
+        import anndata as ad
+        import pandas as pd
+
+        rng = np.random.default_rng(seed)
+        obs = pd.DataFrame(
+            {
+                "cell_type": pd.Categorical(rng.choice(["B", "NK", "T"], n_obs)),
+                "batch": pd.Categorical(rng.choice(["a", "b"], n_obs)),
+            },
+            index=[f"cell{i}" for i in range(n_obs)],
+        )
+        return ad.AnnData(
+            toy_rows(n_obs, n_vars, density=density, seed=seed), obs=obs, var=pd.DataFrame(index=tiny_genes[:n_vars])
+        )
+
+    return make
+
+
+@pytest.fixture
+def counts(toy: Callable[..., AnnData]) -> AnnData:
+    """40 cells x 60 genes of sparse counts, fresh for every test."""
+    return toy()
+
+
+@pytest.fixture
+def torch_threads() -> Iterator[Callable[[int], None]]:
+    """`torch_threads(n)` sets torch's threads; what was there before comes back after the test."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
