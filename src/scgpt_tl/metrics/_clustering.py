@@ -141,7 +141,7 @@ def leiden(graph: Any, *, resolutions: Sequence[float] = RESOLUTIONS, rng: int =
     -------
     `(len(resolutions), n)` int32 community numbers.
     """
-    upper = triu(graph).tocoo()
+    upper = triu(graph).tocoo()  # scanpy gives every edge twice; modularity is the same either way
     edges = np.column_stack([upper.row, upper.col])
     drawn = igraph.Graph(n=graph.shape[0], edges=edges, edge_attrs={"weight": upper.data})
     found = np.empty((len(resolutions), graph.shape[0]), dtype=np.int32)
