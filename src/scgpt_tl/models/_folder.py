@@ -1,0 +1,67 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scgpt_tl.genes.bundle import kind_of
+
+
+@contextmanager
+def written_beside(folder: str | Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give an empty folder beside `folder` to write in, and rename it when the block ends well.
+
+    Raises
+    ------
+    FileExistsError
+        `folder` holds a model and `overwrite` is off, or it holds something else; before anything is written.
+    OSError
+        The place cannot be written; what was there before is as it was.
+    """
+    target = Path(folder).expanduser().absolute()
+    _refuse_taken(target, overwrite=overwrite)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(beside, ignore_errors=True)  # left by a killed process of the same number
+        beside.mkdir()
+        yield beside
+        _put_in_place(beside, target)
+    except OSError as error:
+        msg = f"{target} could not be written ({error}); nothing was changed. Free some space or give another folder"
+        raise OSError(msg) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _refuse_taken(target: Path, *, overwrite: bool) -> None:
+    if target.is_file():
+        msg = f"{target} is a file; give a folder, which is made where it does not exist"
+        raise FileExistsError(msg)
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if kind_of(target) is None:
+        msg = f"{target} holds files that are no model; give a new or an empty folder"
+        raise FileExistsError(msg)
+    if not overwrite:
+        msg = f"{target} holds a model already; give another folder, or overwrite=True to replace it"
+        raise FileExistsError(msg)
+
+
+def _put_in_place(beside: Path, target: Path) -> None:
+    """Rename; where a model stands in the way, it steps aside first and comes back if the renaming fails."""
+    if not target.is_dir():
+        beside.rename(target)
+        return
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    target.rename(old)
+    try:
+        beside.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

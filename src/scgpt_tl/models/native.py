@@ -1,0 +1,140 @@
+"""The native folder: model.safetensors, config.json, vocab.json, provenance.json (and MODEL_CARD.md)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from scgpt_tl import __version__
+from scgpt_tl.core.config import ModelConfig
+from scgpt_tl.genes.bundle import FORMAT, read_bundle
+from scgpt_tl.models._coverage import compare
+from scgpt_tl.models._folder import written_beside
+from scgpt_tl.models._weights import HEADS, adopt, fingerprint, shapes, skeleton
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from scgpt_tl.core.scgpt import Network
+    from scgpt_tl.models.model import Model
+
+WEIGHTS = "model.safetensors"
+
+
+def write(model: Model, folder: str | Path, *, card: str | None = None, overwrite: bool = False) -> Path:
+    """Write a model; see `Model.save`."""
+    head = {
+        "format": FORMAT,
+        "name": model.name,
+        "config": model.config.to_dict(),
+        "labels": model.labels,
+        "batches": model.batches,
+        "weights_sha256": model.sha256,
+        "vocab_sha256": model.vocab.sha256,
+        "scgpt_tl": __version__,
+    }
+    texts = {"config.json": _dump(head), "provenance.json": _dump(model.provenance)}
+    if card is not None:
+        texts["MODEL_CARD.md"] = card
+    state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.network.state_dict().items()}
+    with written_beside(folder, overwrite=overwrite) as beside:
+        try:
+            save_file(state, beside / WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk comes as this
+            raise OSError(str(error)) from error
+        model.vocab.save(beside / "vocab.json")
+        for name, text in texts.items():
+            (beside / name).write_text(text, encoding="utf-8")
+    return Path(folder)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Read a model: the arguments of `Model`.
+
+    Raises
+    ------
+    FileNotFoundError
+        Half a folder; the message names what is missing.
+    ValueError
+        A file is truncated or was changed after it was saved; the message names file, finding and cure.
+    """
+    bundle = read_bundle(folder)
+    file = folder / "config.json"
+    head = json.loads(file.read_text(encoding="utf-8"))
+    _compare_hash(head, "vocab_sha256", bundle.vocab.sha256, folder / "vocab.json", file)
+    network = _network(head["config"], file)
+    state = _read_weights(bundle.weights_file)
+    absent = [name for name in HEADS if name not in network.config.heads]
+    coverage = compare(shapes(state), shapes(network.state_dict()), absent_heads=absent)
+    if not coverage.complete:
+        msg = f"{bundle.weights_file} does not hold the network that {file} describes; fetch both again\n{coverage}"
+        raise ValueError(msg)
+    _compare_hash(head, "weights_sha256", fingerprint(state), bundle.weights_file, file)
+    return {
+        "config": network.config,
+        "vocab": bundle.vocab,
+        "network": adopt(network, state),
+        "name": str(head.get("name") or bundle.name),
+        "labels": _map(head, "labels", file),
+        "batches": _map(head, "batches", file),
+        "provenance": _provenance(folder / "provenance.json"),
+        "coverage": coverage,
+    }
+
+
+def _network(values: dict[str, Any], file: Path) -> Network:
+    try:
+        return skeleton(ModelConfig.from_dict(values))
+    except (TypeError, ValueError, RuntimeError) as error:
+        msg = f"{file}: 'config' describes no network of this package ({error}); fetch it again or use a newer release"
+        raise ValueError(msg) from error
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)  # memory-mapped
+    except SafetensorError as error:
+        msg = f"{file} is no whole safetensors file ({error}); it may be truncated, fetch it again"
+        raise ValueError(msg) from error
+
+
+def _compare_hash(head: dict[str, Any], key: str, found: str, of: Path, file: Path) -> None:
+    if head.get(key) != found:
+        msg = (
+            f"{of} has the sha256 {found[:12]}..., {file} says {str(head.get(key))[:12]!r}: one of them was changed after "
+            "the model was saved; fetch the folder again (a model that you changed on purpose is saved by Model.save)"
+        )
+        raise ValueError(msg)
+
+
+def _map(head: dict[str, Any], key: str, file: Path) -> tuple[str, ...] | None:
+    value = head.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        msg = f"{file}: {key} is not a list of names"
+        raise ValueError(msg)
+    return tuple(value)
+
+
+def _provenance(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        msg = f"{file.parent} lacks {file.name}, which says where the model comes from; fetch the folder again"
+        raise FileNotFoundError(msg)
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        msg = f"{file} is not JSON ({error}); it may be truncated, fetch it again"
+        raise ValueError(msg) from error
+    if not isinstance(value, dict):
+        msg = f"{file} holds a {type(value).__name__}, expected an object"
+        raise ValueError(msg)  # noqa: TRY004 (the file's content is wrong, not a caller's type)
+    return value
+
+
+def _dump(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
