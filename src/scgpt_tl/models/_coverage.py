@@ -44,9 +44,7 @@ class Coverage:
             lines.append(" ".join([f"{part:{width}}", *(f"{n or '.':>10}" for n in counts)]))
         lines += [f"{kind:<11} {name}" for kind, name in self._amiss()]
         if self.absent_heads:
-            lines.append(
-                f"heads that are not in the file: {', '.join(self.absent_heads)} (tasks that need them train them)"
-            )
+            lines.append(f"no weights in the file for the heads {', '.join(self.absent_heads)}: not built")
         return "\n".join(lines)
 
     def _amiss(self) -> list[tuple[str, str]]:

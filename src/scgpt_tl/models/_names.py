@@ -101,9 +101,8 @@ def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
     shape = {name: tuple(tensor.shape) for name, tensor in state.items()}
     n_tokens, d = shape["backbone.genes.table.weight"]
     blocks = {name.split(".")[2] for name in shape if name.startswith("backbone.blocks.")}
-    heads = tuple(
-        h for h in ("gep", "gepc", "cls", "dar", "perturb") if any(n.startswith(f"heads.{h}.") for n in shape)
-    )
+    every = ("gep", "gepc", "cls", "dar", "perturb")
+    heads = tuple(head for head in every if any(name.startswith(f"heads.{head}.") for name in shape))
     table = "backbone.values.table.weight"
     linear = "backbone.values.linear1.weight"
     norms = {name.split(".")[3] for name in shape if name.startswith("backbone.input_norm.")}

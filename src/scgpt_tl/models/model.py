@@ -176,7 +176,7 @@ def load_model(
     loaded = model if isinstance(model, Model) else Model(**_read(_find(model), ignore))
     if lacking := [head for head in heads if head not in loaded.config.heads]:
         known = [head for head in HEADS if head in loaded.config.heads]
-        msg = f"model {loaded.name!r} has no head {', '.join(lacking)}; it has {', '.join(known) or 'none'}: train it first"
+        msg = f"model {loaded.name!r} has no head {', '.join(lacking)}; it has {', '.join(known) or 'none'}"
         raise ValueError(msg)
     return loaded
 

@@ -105,8 +105,8 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
 def _compare_hash(head: dict[str, Any], key: str, found: str, of: Path, file: Path) -> None:
     if head.get(key) != found:
         msg = (
-            f"{of} has the sha256 {found[:12]}..., {file} says {str(head.get(key))[:12]!r}: one of them was changed after "
-            "the model was saved; fetch the folder again (a model that you changed on purpose is saved by Model.save)"
+            f"{of} has the sha256 {found[:12]}..., {file} says {str(head.get(key))[:12]!r}: one of them was changed "
+            "after the model was saved; fetch the folder again (a model that you changed on purpose is saved by Model.save)"
         )
         raise ValueError(msg)
 
@@ -132,7 +132,7 @@ def _provenance(file: Path) -> dict[str, Any]:
         raise ValueError(msg) from error
     if not isinstance(value, dict):
         msg = f"{file} holds a {type(value).__name__}, expected an object"
-        raise ValueError(msg)  # noqa: TRY004 (the file's content is wrong, not a caller's type)
+        raise ValueError(msg)
     return value
 
 

@@ -187,19 +187,19 @@ def _load_tensors(file: Path) -> Mapping[str, Tensor]:
     except UnpicklingError as error:
         msg = (
             f"{file} holds pickled code or damaged bytes, and only tensors are loaded; nothing of it was run. "
-            f"Save its state_dict() alone, or fetch it again. torch says: {str(error).strip().splitlines()[0]}"
+            f"Save its state_dict() alone, or fetch it again. torch says: {_first_line(error)}"
         )
         raise ValueError(msg) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        msg = f"{file} is no whole torch file ({str(error).strip().splitlines()[:1]}); it may be truncated, fetch it again"
+        msg = f"{file} is no whole torch file ({_first_line(error)}); it may be truncated, fetch it again"
         raise ValueError(msg) from error
     if not isinstance(state, Mapping):
         msg = f"{file} holds a {type(state).__name__}, expected a table of parameter names and tensors"
-        raise ValueError(msg)  # noqa: TRY004 (the file's content is wrong, not a caller's type)
+        raise ValueError(msg)
     if odd := [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]:
         msg = (
-            f"{file} holds things that are no tensors: {', '.join(odd[:5])}. Expected a flat table of names and tensors; "
-            "where the weights are one of these, save that one alone with torch.save"
+            f"{file} holds things that are no tensors: {', '.join(odd[:5])}. Expected a flat table of names and "
+            "tensors; where the weights are one of these, save that one alone with torch.save"
         )
         raise ValueError(msg)
     return state
@@ -211,8 +211,8 @@ def _check_sizes(state: State, bundle: Bundle) -> None:
     if lacking:
         names = ", ".join(to_published(name) or name for name in lacking)
         msg = (
-            f"{bundle.weights_file} lacks {names}, which every scGPT model has; it holds {len(state.spelled)} weights that "
-            f"are known and {len(state.unknown)} that are not: {', '.join(list(state.unknown)[:5]) or 'none'}"
+            f"{bundle.weights_file} lacks {names}, which every scGPT model has; it holds {len(state.spelled)} weights "
+            f"that are known and {len(state.unknown)} that are not: {', '.join(list(state.unknown)[:5]) or 'none'}"
         )
         raise ValueError(msg)
     shape = shapes(state.weights)
@@ -226,8 +226,8 @@ def _check_sizes(state: State, bundle: Bundle) -> None:
         raise ValueError(msg)
     if n_tokens != len(bundle.vocab):
         msg = (
-            f"{bundle.path / 'vocab.json'} has {len(bundle.vocab):,} names (<pad>, <cls>, <eoc> appended where absent) and "
-            f"the gene table of {WEIGHTS} has {n_tokens:,} rows: they belong to different models; fetch both again"
+            f"{bundle.path / 'vocab.json'} has {len(bundle.vocab):,} names (<pad>, <cls>, <eoc> appended where absent) "
+            f"and the gene table of {WEIGHTS} has {n_tokens:,} rows: they belong to different models; fetch both again"
         )
         raise ValueError(msg)
 
@@ -315,9 +315,7 @@ def _assumed(args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if assumed:
         logger.info("%s does not say %s; assumed: %s", folder / "args.json", ", ".join(assumed), assumed)
     if (style := args.get("input_style", "binned")) != "binned":
-        logger.warning(
-            "%s: input_style is %r; this package shows every model binned values", folder / "args.json", style
-        )
+        logger.warning("%s: input_style is %r, and this package shows every model bins", folder / "args.json", style)
     return assumed
 
 
@@ -325,7 +323,7 @@ def _number(args: Mapping[str, Any], key: str, file: Path) -> float:
     value = args.get(key, DEFAULTS[key])
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         msg = f"{file}: {key} is {value!r}, expected a number"
-        raise ValueError(msg)  # noqa: TRY004 (the file's content is wrong, not a caller's type)
+        raise ValueError(msg)
     return value
 
 
@@ -333,12 +331,16 @@ def _own(args: Mapping[str, Any], file: Path) -> dict[str, Any]:
     own = args.get(_OWN, {})
     if not isinstance(own, dict):
         msg = f"{file}: {_OWN} is {own!r}, expected an object"
-        raise ValueError(msg)  # noqa: TRY004 (the file's content is wrong, not a caller's type)
+        raise ValueError(msg)
     return own
 
 
 def _names_of(own: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
     return tuple(map(str, own[key])) if own.get(key) else None
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _plain(value: float) -> float:

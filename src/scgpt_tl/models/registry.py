@@ -179,7 +179,7 @@ def _weights_differ(bundle: Bundle, entry: Entry) -> list[str]:
 
 
 def _damaged_record(file: Path) -> str | None:
-    """First record of the archive whose bytes do not have the checksum that stands beside them (torch does not look)."""
+    """First record of the archive whose bytes do not have the checksum beside them; torch does not look."""
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.testzip()
@@ -197,7 +197,7 @@ def _entry(name: str) -> Entry:
 def _by_hand(entry: Entry) -> str:
     files = ", ".join(FILES["official"])
     if entry.url is None and not entry.sizes:
-        return f"{entry.name} should come with scgpt_tl, and {bundled_folder() / entry.name} is not there: install it again"
+        return f"{entry.name} comes with scgpt_tl, yet {bundled_folder() / entry.name} is not there: install it again"
     places = " or ".join(str(root / entry.name) for root in roots() if root != bundled_folder())
     return (
         f"{entry.name} is not on this machine and is downloaded by hand, from its authors: {entry.source}. "
@@ -216,10 +216,10 @@ def _download(entry: Entry, url: str) -> Path:
         try:
             store.fetch(name)
         except ValueError as error:  # pooch keeps no file of the wrong hash
-            msg = f"{name} of {entry.name} came with another sha256 than was pinned: broken off or not the same file; {error}"
+            msg = f"{name} of {entry.name} has another sha256 than was pinned: broken off, or another file; {error}"
             raise ValueError(msg) from error
         except OSError as error:
-            msg = f"{name} of {entry.name} could not be downloaded from {url} ({error}); the call goes on where it stopped"
+            msg = f"{name} of {entry.name} could not be downloaded from {url} ({error}); call again to go on"
             raise OSError(msg) from error
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished.rename(target)
