@@ -1,0 +1,134 @@
+"""Real data for examples and benchmarks.
+
+One set comes with scanpy and is there offline. The others are read from the folder that the environment variable
+`SCGPT_TL_DATA` names, or from this user's cache once they have a public address with a known sha256.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+#: Environment variable that names a folder with the files below.
+DATA_FOLDER = "SCGPT_TL_DATA"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a data set lies and where it comes from."""
+
+    path: str
+    """Relative to the data folder."""
+    source: str
+    """Study and public accession."""
+    url: str | None = None
+    sha256: str | None = None
+
+
+REGISTRY: dict[str, Entry] = {
+    "pbmc3k": Entry("pbmc3k/pbmc3k.h5ad", "10x Genomics, 3k PBMCs from a healthy donor (Cell Ranger 1.1.0), CC BY 4.0"),
+    "pbmc_donor_a": Entry("pbmc_donorA/pbmc_donorA.h5ad", "10x Genomics, frozen PBMCs (donor A), CC BY 4.0"),
+    "pbmc_sorted_ref": Entry(
+        "pbmc_sorted_ref/pbmc_sorted_ref.h5ad", "Zheng et al. 2017, doi:10.1038/ncomms14049, 10x Genomics, CC BY 4.0"
+    ),
+    "kang_ctrl12k": Entry(
+        "kang_ctrl12k/kang_ctrl12k.h5ad", "Kang et al. 2018, doi:10.1038/nbt.4042, GEO accession GSE96583"
+    ),
+    "mixology_3protocol": Entry(
+        "mixology_3protocol/mixology_3protocol.h5ad",
+        "Tian et al. 2019, doi:10.1038/s41592-019-0425-8, GEO accession GSE118767",
+    ),
+}
+
+
+def pbmc68k_reduced() -> AnnData:
+    """700 PBMCs x 765 genes, log-normalised, from scanpy's own files: needs no network.
+
+    A sample of the 68k PBMCs of Zheng et al. 2017. scanpy's `.X` is scaled (negative values) and of no use to a model
+    that bins expression, so `.X` here is its `.raw`: log-normalised values, not counts. Binning goes by rank, so these
+    serve as well as counts do, but for ties.
+
+    Returns
+    -------
+    `.X` sparse float32; `.obs` as scanpy has it: bulk_labels (10 types, given by correlation with sorted populations,
+    not sorted themselves), louvain and more.
+    """
+    import anndata as ad
+    import scanpy as sc
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore")  # the file is older than today's format
+        full = sc.datasets.pbmc68k_reduced()
+    return ad.AnnData(full.raw.X.copy(), obs=full.obs.copy(), var=full.raw.var.copy())
+
+
+def pbmc3k() -> AnnData:
+    """2,700 PBMCs x 13,714 genes, counts; `.obs["cell_type"]`: 9 types, none for the 62 cells that failed QC."""
+    return load("pbmc3k")
+
+
+def pbmc_donor_a() -> AnnData:
+    """2,896 PBMCs x 13,939 genes of one donor, counts, no labels."""
+    return load("pbmc_donor_a")
+
+
+def pbmc_sorted_ref() -> AnnData:
+    """2,140 PBMCs x 8,863 genes, counts; `.obs["cell_type"]`: 9 types, sorted by antibody, so the truth."""
+    return load("pbmc_sorted_ref")
+
+
+def kang_ctrl12k() -> AnnData:
+    """12,261 PBMCs x 1,287 genes of 8 lupus patients, counts; `.obs`: cell_type (8, the authors'), donor."""
+    return load("kang_ctrl12k")
+
+
+def mixology_3protocol() -> AnnData:
+    """1,394 cells x 889 genes of 3 lung cancer lines by 3 protocols, counts; `.obs`: cell_type (the truth), batch."""
+    return load("mixology_3protocol")
+
+
+def load(name: str) -> AnnData:
+    """Read a data set of `REGISTRY` by name.
+
+    Raises
+    ------
+    KeyError
+        On an unknown name.
+    FileNotFoundError
+        Where the file is neither in the data folder nor to be had from a pinned address; the message says where it
+        comes from and where to put it.
+    """
+    import anndata as ad
+
+    return ad.read_h5ad(locate(name))
+
+
+def locate(name: str) -> Path:
+    """Path of a data set: the data folder first, then this user's cache, filled by pooch and checked by sha256.
+
+    Raises
+    ------
+    KeyError, FileNotFoundError
+        As `load`.
+    """
+    if name not in REGISTRY:
+        msg = f"no data set {name!r}; there are {sorted(REGISTRY)} and pbmc68k_reduced"
+        raise KeyError(msg)
+    entry = REGISTRY[name]
+    folder = os.environ.get(DATA_FOLDER)
+    if folder and (Path(folder) / entry.path).is_file():
+        return Path(folder) / entry.path
+    if entry.url is None or entry.sha256 is None:
+        where = f"{folder} ({DATA_FOLDER})" if folder else f"a folder that the environment variable {DATA_FOLDER} names"
+        msg = f"data set {name!r} has no download yet: put {entry.path} into {where}. It comes from {entry.source}"
+        raise FileNotFoundError(msg)
+    import pooch
+
+    cache = Path(pooch.os_cache("scgpt_tl")) / "datasets" / entry.path
+    return Path(pooch.retrieve(entry.url, f"sha256:{entry.sha256}", fname=cache.name, path=cache.parent))
