@@ -33,7 +33,7 @@ lint: .venv/.has-lint
 docs: .venv/.has-docs
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
-# Every figure that the README quotes; one of them: `make bench ARGS=benchmarks/binning.py`.
+# Every figure that the README quotes; one of them: `make bench ARGS=benchmarks/bench_binning.py`.
 bench: .venv/.has-test
 	for file in $(or $(ARGS),$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))); do $(BIN)/python $$file || exit 1; done
 

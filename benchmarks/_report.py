@@ -154,7 +154,8 @@ def peak_rss() -> int:
 
 
 def _number(value: float | None, width: int) -> str:
-    return f"{'-' if value is None else format(value, ',.4g'):>{width}}"
+    text = "-" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{text:>{width}}"
 
 
 def _cpu() -> str:
