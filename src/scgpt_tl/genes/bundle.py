@@ -147,7 +147,7 @@ def _read_native(path: Path) -> tuple[dict[str, int], str]:
     config = head.get("config")
     if not isinstance(config, dict):
         msg = f"{file} has no object 'config'"
-        raise ValueError(msg)  # noqa: TRY004 (the file's content is wrong, not a caller's type)
+        raise ValueError(msg)
     ties = config.get("ties")
     if ties not in ("spread", "upper"):
         msg = f"{file}: config.ties is {ties!r}, expected 'spread' or 'upper'"
@@ -169,7 +169,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         raise ValueError(msg) from error
     if not isinstance(content, dict):
         msg = f"{file} holds a {type(content).__name__}, expected an object"
-        raise ValueError(msg)  # noqa: TRY004 (the file's content is wrong, not a caller's type)
+        raise ValueError(msg)
     return content
 
 
