@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import anndata as ad
@@ -15,11 +15,6 @@ from hypothesis import strategies as st
 from scgpt_tl.genes.match import HOW, guess_species, match_genes
 from scgpt_tl.genes.table import GeneTable, hgnc_table
 from scgpt_tl.genes.vocab import GeneVocab
-
-DATA = Path(os.environ.get("SCGPT_TL_DATA", "absent"))
-needs_data = pytest.mark.skipif(
-    not (DATA / "gene_resources").is_dir(), reason="SCGPT_TL_DATA names no folder with the real data sets"
-)
 
 
 def make_table(genes: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]]) -> GeneTable:
@@ -209,29 +204,27 @@ def test_summary_survives_h5ad(tmp_path: Path) -> None:
             np.testing.assert_array_equal(back[key], value)
 
 
-@needs_data
-def test_real_names() -> None:
-    table = hgnc_table(path=DATA / "gene_resources" / "hgnc_mapping.tsv.gz")
+def test_real_names(data: Callable[[str], Path]) -> None:
+    table = hgnc_table(path=data("gene_resources/hgnc_mapping.tsv.gz"))
     assert table is not None
     assert len(table.names) == 42_017
     vocab = GeneVocab(list(table.names))
-    adata = ad.read_h5ad(DATA / "pbmc3k" / "pbmc3k.h5ad", backed="r")
+    adata = ad.read_h5ad(data("pbmc3k/pbmc3k.h5ad"), backed="r")
     exact = match_genes({"index": adata.var_names}, vocab)
     match = match_genes({"index": adata.var_names}, vocab, table=table)
     assert (exact.n_matched, match.n_matched, match.species) == (11_612, 12_400, "human")
     assert match.ambiguous == ("QARS", "C11orf48", "B3GNT1", "STRA13", "MUM1")
     assert match.names[list(adata.var_names).index("MARCH1")] == "MARCHF1"
-    mouse = ad.read_h5ad(DATA / "mouse_brain10k_1kgenes" / "mouse_brain10k_1kgenes.h5ad", backed="r")
+    mouse = ad.read_h5ad(data("mouse_brain10k_1kgenes/mouse_brain10k_1kgenes.h5ad"), backed="r")
     columns = {"index": mouse.var_names, "gene_ids": mouse.var["gene_ids"]}
     wrong = match_genes(columns, vocab, table=table)
     assert (wrong.species, wrong.n_matched) == ("mouse", 0)
 
 
-@needs_data
-def test_real_ensembl_ids() -> None:
-    table = hgnc_table(path=DATA / "gene_resources" / "hgnc_mapping.tsv.gz")
+def test_real_ensembl_ids(data: Callable[[str], Path]) -> None:
+    table = hgnc_table(path=data("gene_resources/hgnc_mapping.tsv.gz"))
     assert table is not None
-    adata = ad.read_h5ad(DATA / "kang_ctrl12k" / "kang_ctrl12k.h5ad", backed="r")
+    adata = ad.read_h5ad(data("kang_ctrl12k/kang_ctrl12k.h5ad"), backed="r")
     vocab = GeneVocab(list(table.names))
     ids = [f"{name}.3" for name in adata.var["ensembl"]]
     match = match_genes({"index": ids}, vocab, table=table)

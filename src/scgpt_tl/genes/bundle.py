@@ -183,3 +183,20 @@ def _size(fields: dict[str, Any], key: str, default: int | None, file: Path) -> 
 
 def _layouts() -> str:
     return "; or ".join(", ".join(files) for files in FILES.values())
+
+
+def vocab_of(model: Any) -> GeneVocab:
+    """Vocabulary of a model: of its name or folder, of a loaded model or `Bundle`, or the vocabulary itself.
+
+    Raises
+    ------
+    TypeError
+        Something else.
+    """
+    if isinstance(model, (str, Path)):
+        return read_bundle(model).vocab
+    vocab = getattr(model, "vocab", model)
+    if not isinstance(vocab, GeneVocab):
+        msg = f"model is a {type(model).__name__}; give a model's name or folder, a loaded model, or a GeneVocab"
+        raise TypeError(msg)
+    return vocab
