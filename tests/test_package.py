@@ -10,6 +10,7 @@ import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -22,8 +23,15 @@ DATA_NAMES = {"adata", "data", "query", "mdata", "model"}  # what a function of 
 
 
 def _names(room: str) -> list[str]:
-    module = import_module(f"scgpt_tl.{room}") if find_spec(f"scgpt_tl.{room}") else None
-    return list(getattr(module, "__all__", ()))
+    """What a room offers: its `__all__`, or, in a room of one file, what that file defines without an underscore."""
+    if not find_spec(f"scgpt_tl.{room}"):
+        return []
+    module = import_module(f"scgpt_tl.{room}")
+    return sorted(getattr(module, "__all__", _own(module)))
+
+
+def _own(module: ModuleType) -> set[str]:
+    return {n for n, v in vars(module).items() if n[0] != "_" and getattr(v, "__module__", None) == module.__name__}
 
 
 PUBLIC = [("", name) for name in scgpt_tl.__all__] + [(room, name) for room in ROOMS for name in _names(room)]
@@ -99,12 +107,7 @@ def test_type_checkers_see_what_opens(path: Path):
 def test_nothing_is_public_by_accident(room: str):
     """What a room's own file defines is in `__all__`; the files of pp, tl and pl are private."""
     module = import_module(f"scgpt_tl.{room}")
-    own = {
-        n
-        for n, v in vars(module).items()
-        if getattr(v, "__module__", None) == module.__name__ and not n.startswith("_")
-    }
-    assert own <= set(module.__all__)
+    assert _own(module) <= set(_names(room))
     if room in {"pp", "tl", "pl"}:
         assert [p.name for p in (SRC / room).glob("*.py") if not p.name.startswith("_")] == []
 
