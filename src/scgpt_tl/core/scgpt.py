@@ -119,7 +119,7 @@ class ScGPT(nn.Module):
         known = None if batch.known is None else batch.n_known
         layout = Layout(batch.cu_seqlens, batch.cu_seqlens, known)
         unknown = None if batch.known is None else ~batch.known
-        cell_only = cell_only and self.config.cell_style == "cls"
+        cell_only = cell_only and self.config.cell_style == "cls" and f"layer.{len(self.blocks) - 1}" not in capture
         captured: dict[str, Any] = {}
         for i, block in enumerate(self.blocks):
             last = i == len(self.blocks) - 1
@@ -128,6 +128,7 @@ class ScGPT(nn.Module):
             if last and cell_only:
                 one_each = torch.arange(batch.n_cells + 1, device=x.device)
                 cells = Layout(one_each, batch.cu_seqlens, known)
+                _check_captured(capture, captured)
                 return Encoded(block(x, cells, rows=batch.cls_index), None, captured)
             x = block(x, layout, unknown=unknown)
             if f"layer.{i}" in capture:

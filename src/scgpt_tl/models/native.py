@@ -106,7 +106,7 @@ def _compare_hash(head: dict[str, Any], key: str, found: str, of: Path, file: Pa
     if head.get(key) != found:
         msg = (
             f"{of} has the sha256 {found[:12]}..., {file} says {str(head.get(key))[:12]!r}: one of them was changed "
-            "after the model was saved; fetch the folder again (a model that you changed on purpose is saved by Model.save)"
+            "after the model was saved; fetch the folder again (a change on purpose is saved by Model.save)"
         )
         raise ValueError(msg)
 

@@ -105,7 +105,8 @@ def read_state(file: Path, *, ignore: Collection[str] = ()) -> State:
     weights: dict[str, Tensor] = {}
     spelled: dict[str, str] = {}
     unknown: dict[str, tuple[int, ...]] = {}
-    left_out = tuple(name for name in raw if name.startswith(tuple(ignore)))
+    beginnings = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+    left_out = tuple(name for name in raw if name.startswith(beginnings))
     for name, tensor in raw.items():
         ours = to_ours(name)
         if name in left_out:

@@ -1,0 +1,179 @@
+"""Blocks and backbone: work that is saved must not be seen in the result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from scgpt_tl.core.config import ModelConfig
+from scgpt_tl.core.layers import DomainNorm
+from scgpt_tl.core.scgpt import Network
+from scgpt_tl.tokens.batch import CellBatch, cumulative
+
+SMALL = {"n_tokens": 40, "pad_id": 37, "cls_id": 38, "d_model": 32, "n_heads": 4, "n_layers": 3, "d_ff": 48}
+
+
+def network(**options) -> Network:
+    torch.manual_seed(0)
+    net = Network(ModelConfig(**(SMALL | options))).eval()
+    for parameter in net.parameters():  # biases and norms away from 0 and 1
+        parameter.data += 0.05 * torch.randn(parameter.shape)
+    return net
+
+
+def cells(lengths=(9, 1, 14, 5), *, known: bool = False, n_bins: int = 51, seed: int = 1) -> CellBatch:
+    rng = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor(lengths)
+    total, offsets = int(lengths.sum()), cumulative(lengths)
+    ids, values = (
+        torch.randint(0, 37, (total,), generator=rng),
+        torch.randint(1, n_bins, (total,), generator=rng).float(),
+    )
+    ids[offsets[:-1]], values[offsets[:-1]] = 38, -2.0
+    batch = CellBatch(ids, values, offsets, batch=torch.arange(len(lengths)) % 2)
+    if known:
+        place = torch.arange(total) - offsets[batch.cell_index]
+        batch = replace(batch, known=place < (batch.lengths.float() * 0.6).ceil().long()[batch.cell_index])
+    return batch
+
+
+KINDS = {
+    "post": {},
+    "published_pre": {"norm_scheme": "published_pre"},
+    "generative": {"flag_unknown": True, "unknown_skips_projection": True},
+    "generative, projected": {"flag_unknown": True},
+    "batch norm": {"input_norm": "batch"},
+    "domain norm": {"input_norm": "domain", "n_batches": 2},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("known", [False, True])
+def test_cell_only_is_exact(kind: str, known: bool):
+    backbone, batch = network(**KINDS[kind]).backbone, cells(known=known)
+    full, short = backbone.encode(batch), backbone.encode(batch, cell_only=True)
+    assert short.tokens is None
+    assert full.tokens.shape == (29, 32)
+    torch.testing.assert_close(short.cell, full.cell, atol=2e-6, rtol=2e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("style", ["continuous", "category", "scaling"])
+def test_tables_are_exact(style: str, known: bool):
+    backbone, batch = network(value_style=style, flag_unknown=True).backbone, cells(known=known)
+    if style == "category":  # special values are rows of the table here
+        backbone.config = replace(backbone.config, mask_value=52.0)
+        batch = replace(batch, values=batch.values.where(batch.values >= 0, 51.0))
+    plain, looked_up = backbone.encode(batch), backbone.encode(batch, tables=backbone.tables())
+    torch.testing.assert_close(looked_up.tokens, plain.tokens, atol=2e-6, rtol=2e-6)
+
+
+@torch.no_grad()
+def test_tables_reach_from_the_lowest_special_value_to_the_highest_bin():
+    net = network(n_bins=11, mask_value=-5.0)
+    tables = net.backbone.tables()
+    assert tables.value.shape == (5 + 11, 32)
+    assert tables.lowest == -5
+    values = torch.arange(-5.0, 11.0)
+    torch.testing.assert_close(tables.value, net.backbone.values(values))
+
+
+@torch.no_grad()
+def test_a_cell_alone_is_the_cell_in_company():
+    backbone = network().backbone
+    batch = cells()
+    together = backbone.encode(batch).cell
+    for b in range(batch.n_cells):
+        start, end = int(batch.cu_seqlens[b]), int(batch.cu_seqlens[b + 1])
+        alone = CellBatch(batch.gene_ids[start:end], batch.values[start:end], torch.tensor([0, end - start]))
+        torch.testing.assert_close(backbone.encode(alone).cell[0], together[b], atol=2e-6, rtol=2e-6)
+
+
+@torch.no_grad()
+def test_the_order_of_genes_does_not_matter():
+    backbone, batch = network().backbone, cells((9,))
+    order = torch.cat([torch.tensor([0]), 1 + torch.randperm(8)])
+    shuffled = replace(batch, gene_ids=batch.gene_ids[order], values=batch.values[order])
+    torch.testing.assert_close(backbone.encode(shuffled).cell, backbone.encode(batch).cell, atol=2e-6, rtol=2e-6)
+
+
+@torch.no_grad()
+def test_the_hidden_value_of_an_unknown_gene_is_not_shown():
+    backbone, batch = network(flag_unknown=True).backbone, cells(known=True)
+    other = replace(batch, values=torch.where(batch.known, batch.values, 7.0))
+    assert torch.equal(backbone.encode(batch).tokens, backbone.encode(other).tokens)
+    assert torch.equal(network().backbone.encode(batch).tokens, network().backbone.encode(other).tokens)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["post", "published_pre", "generative"])
+def test_captured_maps_are_those_that_forward_uses(kind: str):
+    """softmax rows sum to one, and the maps times the values give what the block's attention gave."""
+    net, batch = network(**KINDS[kind]), cells(known=kind == "generative")
+    names = {f"{what}.{i}" for what in ("layer", "attention") for i in range(3)}
+    captured = net.backbone.encode(batch, capture=names).captured
+    assert set(captured) == names
+    block, x = net.backbone.blocks[1], captured["layer.0"]
+    stream = x if block.post else block.norm1(x)
+    value = stream @ block.attn.qkv.weight[64:].T + block.attn.qkv.bias[64:]
+    for b, weights in enumerate(captured["attention.1"]):
+        rows = slice(int(batch.cu_seqlens[b]), int(batch.cu_seqlens[b + 1]))
+        torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)))
+        context = torch.einsum("hqk,khe->qhe", weights, value[rows].view(-1, 4, 8)).flatten(1)
+        update = block.attn.out(context)
+        if kind == "generative":
+            update = torch.where(batch.known[rows, None], update, context)
+        after = stream[rows] + update
+        after = block.norm1(after) if block.post else block.norm2(after)
+        after = after + block.down(block.up(after).relu())
+        after = block.norm2(after) if block.post else after
+        torch.testing.assert_close(after, captured["layer.1"][rows], atol=2e-6, rtol=2e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("asked", [("attention.2", "layer.0"), ("layer.2",)])
+def test_captures_with_cell_only(asked: tuple[str, ...]):
+    """The last layer's output needs all of its tokens, so it is computed in full where it is asked for."""
+    backbone, batch = network().backbone, cells()
+    encoded, full = backbone.encode(batch, capture=asked, cell_only=True), backbone.encode(batch, capture=asked)
+    torch.testing.assert_close(encoded.cell, full.cell, atol=2e-6, rtol=2e-6)
+    assert set(encoded.captured) == set(asked)
+    torch.testing.assert_close(encoded.captured, full.captured)
+
+
+@pytest.mark.parametrize("cell_only", [False, True])
+def test_a_capture_that_does_not_exist_is_refused(cell_only: bool):
+    with pytest.raises(ValueError, match=r"cannot capture \['layer.7'\].*layer.N"):
+        network().backbone.encode(cells(), capture=("layer.7",), cell_only=cell_only)
+
+
+def test_domain_norm_follows_each_rows_domain():
+    norm = DomainNorm(8, 2, affine=False)
+    x, domain = torch.randn(20, 8), torch.arange(20) % 2
+    out = norm(x, domain)
+    for d in (0, 1):
+        rows = domain == d
+        expected = (x[rows] - x[rows].mean(0)) / (x[rows].var(0, unbiased=False) + 6.1e-5).sqrt()
+        torch.testing.assert_close(out[rows], expected)
+        torch.testing.assert_close(norm.norms[d].running_mean, 0.1 * x[rows].mean(0))
+
+
+def test_domain_norm_needs_the_batch():
+    with pytest.raises(ValueError, match=r"CellBatch.batch is needed"):
+        network(**KINDS["domain norm"]).backbone.encode(replace(cells(), batch=None))
+
+
+def test_gradients_reach_every_parameter():
+    """In training mode, through both kinds of token and all heads that the batch feeds."""
+    net = network(flag_unknown=True, heads=("gep", "gepc"), n_classes=0).train()
+    batch = cells(known=True)
+    encoded = net.backbone.encode(batch)
+    told = net.heads.gene_expression(encoded, batch).value
+    gepc = net.heads.cell_expression(encoded, batch, net.backbone.genes(batch.gene_ids)).value
+    (told.square().sum() + gepc.square().sum()).backward()
+    without = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    assert without == []
