@@ -136,6 +136,20 @@ def test_spread_is_uniform(values, low, high):
     assert stats.chisquare(np.bincount(first, minlength=upper[0] + 1)[lower[0] :]).pvalue > 1e-3
 
 
+def test_every_tied_bin_is_reached_and_no_other():
+    """Twenty values of one share each span two or three bins: all of these, about equally often."""
+    values = np.repeat(np.arange(1.0, 21.0), 500)
+    lower, upper = interval(values)
+    bins = one_row(values, ties="spread")
+    for value in np.unique(values):
+        here = values == value
+        low, high = lower[here][0], upper[here][0]
+        counts = np.bincount(bins[here] - low, minlength=high - low + 1)
+        assert high - low in (1, 2)
+        assert len(counts) == high - low + 1
+        assert stats.chisquare(counts).pvalue > 1e-4
+
+
 @pytest.mark.parametrize("n_bins", [2, 51, 256, 257, 65_536, 65_537])
 def test_smallest_type_that_holds_the_bins(n_bins):
     bins = one_row(np.arange(1.0, 300.0), ties="upper", n_bins=n_bins)
