@@ -12,6 +12,8 @@ from scgpt_tl._slots import OWNER, SLOTS
 if TYPE_CHECKING:
     from anndata import AnnData
 
+__all__ = ["history_df", "run_params"]
+
 
 def run_params(adata: AnnData, *, key: str | None = None) -> pd.DataFrame:
     """What made a result: model, weights' sha256, seed, dtype, versions, genes matched.

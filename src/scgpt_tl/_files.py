@@ -1,0 +1,56 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def check_target(path: Path, *, n_bytes: int = 0, overwrite: bool = False) -> None:
+    """Refuse a target that cannot be written, before any long work.
+
+    Parameters
+    ----------
+    path
+        File to be written.
+    n_bytes
+        Room that it will need, as far as is known.
+    overwrite
+        Whether a file that is there may be replaced.
+
+    Raises
+    ------
+    OSError
+        The folder is absent or read-only, the disk has too little room, or the file is there already.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        msg = f"the folder {folder} is not there; make it, or choose another place for {path.name}"
+        raise FileNotFoundError(msg)
+    if path.exists() and not overwrite:
+        msg = f"{path} exists; choose another name, or say that it may be overwritten"
+        raise FileExistsError(msg)
+    if not os.access(folder, os.W_OK):
+        msg = f"the folder {folder} cannot be written to; choose another place for {path.name}"
+        raise PermissionError(msg)
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        msg = f"{path.name} needs about {n_bytes / 1e6:,.0f} MB and {folder} has {free / 1e6:,.0f} MB free"
+        raise OSError(msg)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name beside `path` to write to; it becomes `path` when the block ends well, else it is removed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")  # writers go by the suffix
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        if beside.is_dir():
+            shutil.rmtree(beside, ignore_errors=True)
+        else:
+            beside.unlink(missing_ok=True)

@@ -1,0 +1,279 @@
+"""The command line `scgpt-tl`. Everything heavy is imported inside a command, so `--help` is quick.
+
+Exit codes: 0 done; 1 an error, told in one line; 2 a wrong command line; 130 interrupted, 143 terminated: nothing half
+written is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scgpt_tl import __version__
+from scgpt_tl._files import check_target, replacing
+from scgpt_tl._slots import SLOTS
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+#: Options that are handed to `tl.scgpt_embed` where they are given.
+_EMBED_OPTIONS = ("layer", "key_added", "max_length", "max_memory", "device", "dtype")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and give its exit code."""
+    args = _parser().parse_args(argv)
+    with _surroundings():
+        try:
+            args.run(args)
+        except KeyboardInterrupt:
+            print("scgpt-tl: interrupted; nothing half written was left", file=sys.stderr)
+            return 130
+        except Exception as error:  # noqa: BLE001 - a command line ends in one line, whatever it was
+            if args.debug:
+                traceback.print_exc()
+            else:
+                print(f"scgpt-tl: error: {_one_line(error)}", file=sys.stderr)
+            return 1
+    return 0
+
+
+@contextmanager
+def _surroundings() -> Iterator[None]:
+    """Warnings and log lines as single lines on stderr; SIGTERM as an exception. All is put back in the end."""
+    logger, handler = logging.getLogger("scgpt_tl"), logging.StreamHandler()
+    before = signal.signal(signal.SIGTERM, _terminated)
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.showwarning = _show_warning
+            yield
+    finally:
+        logger.removeHandler(handler)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scgpt-tl", description="scGPT models for single cells: embed, check, train.")
+    parser.add_argument("--version", action="version", version=f"scgpt-tl {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_embed(commands, common)
+    _add_check(commands, common)
+    models = commands.add_parser("models", parents=[common], help="list the models that have a name")
+    models.set_defaults(run=_models)
+    _add_demo(commands, common)
+    _add_pretrain(commands, common)
+    return parser
+
+
+def _add_embed(commands: Any, common: argparse.ArgumentParser) -> None:
+    add = commands.add_parser("embed", parents=[common], help="embed the cells of a file").add_argument
+    add("input", type=Path, help=".h5ad or .zarr; read in blocks, never whole")
+    add(
+        "--out", type=Path, required=True,
+        help=".h5ad (the input with the result in its slots; from .zarr: X, obs, var and the result), "
+        ".zarr or .npy (the embedding alone, float32, rows as in the input)",
+    )  # fmt: skip
+    add("--model", default="pbmc-mini", help="name or folder (default: %(default)s)")
+    add("--layer", help="layer with the expression (default: X)")
+    add("--key-added", help="name of the result (default: X_scGPT in obsm, scGPT in varm, scgpt in uns)")
+    add("--max-length", type=int, help="genes of a cell that are read at most (default: the model's)")
+    add("--max-memory", help="memory to stay within, e.g. 4GB")
+    add("--device", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    add("--dtype", help="auto, float32, bfloat16 (default: auto)")
+    add("--overwrite", action="store_true", help="replace --out, and a slot that something else wrote")
+    commands.choices["embed"].set_defaults(run=_embed)
+
+
+def _add_check(commands: Any, common: argparse.ArgumentParser) -> None:
+    add = commands.add_parser("check", parents=[common], help="say whether a file fits a model").add_argument
+    add("input", type=Path, help=".h5ad or .zarr")
+    add("--model", default="pbmc-mini", help="name or folder (default: %(default)s)")
+    add("--layer", help="layer with the expression (default: X)")
+    add("--max-length", type=int, help="genes of a cell that are read at most (default: the model's)")
+    commands.choices["check"].set_defaults(run=_check)
+
+
+def _add_demo(commands: Any, common: argparse.ArgumentParser) -> None:
+    add = commands.add_parser("demo", parents=[common], help="embed, draw and score a small data set").add_argument
+    add("--data", type=Path, help=".h5ad (default: scanpy's pbmc68k_reduced, which needs no network)")
+    add("--out", type=Path, default=Path("demo"), help="folder for umap.png and pbmc.h5ad (default: %(default)s)")
+    add("--model", default="pbmc-mini", help="name or folder (default: %(default)s)")
+    add("--labels-key", help="column of obs with cell types (default: guessed)")
+    add("--layer", help="layer with the expression (default: X)")
+    add("--device", default="auto", help="auto, cpu, cuda ... (default: %(default)s)")
+    commands.choices["demo"].set_defaults(run=_demo)
+
+
+def _add_pretrain(commands: Any, common: argparse.ArgumentParser) -> None:
+    add = commands.add_parser("pretrain", parents=[common], help="train a model on your own cells").add_argument
+    add("data", nargs="+", type=Path, help=".h5ad files or folders")
+    add("--out", type=Path, required=True, help="folder of the new model; a broken-off run in it goes on")
+    add("--size", default="mini", choices=("nano", "mini", "human"), help="default: %(default)s")
+    add("--epochs", type=int, help="passes over the data")
+    add("--rng", type=int, default=0, help="seed (default: %(default)s)")
+    add("--fresh", action="store_true", help="do not resume")
+    commands.choices["pretrain"].set_defaults(run=_pretrain)
+
+
+def _embed(args: argparse.Namespace) -> None:
+    source, out = args.input, args.out
+    kind = out.suffix.lower()
+    if kind not in {".h5ad", ".zarr", ".npy"}:
+        msg = f"--out {out.name}: expected a name that ends in .h5ad, .zarr or .npy"
+        raise ValueError(msg)
+    adata = _open(source, args.layer)
+    need = source.stat().st_size if kind == ".h5ad" and source.is_file() else 0
+    check_target(out, n_bytes=need, overwrite=args.overwrite)
+    from scgpt_tl import tl
+
+    options = {name: value for name in _EMBED_OPTIONS if (value := getattr(args, name)) is not None}
+    if args.overwrite:
+        options["overwrite"] = True
+    start = time.perf_counter()
+    if kind == ".zarr":
+        tl.scgpt_embed(adata, model=args.model, out=out, **options)
+    else:
+        tl.scgpt_embed(adata, model=args.model, **options)
+        with replacing(out) as beside:
+            _write(adata, source, beside, args.key_added)
+    seconds = time.perf_counter() - start
+    print(f"{adata.n_obs:,} cells in {seconds:.1f} s -> {out}")
+
+
+def _open(path: Path, layer: str | None) -> AnnData:
+    """Open a file without reading its matrix."""
+    import anndata as ad
+
+    if not path.exists():
+        msg = f"no file {path}"
+        raise FileNotFoundError(msg)
+    if path.suffix != ".zarr":
+        if path.is_dir():
+            msg = f"{path} is a folder; expected an .h5ad file or a .zarr store"
+            raise IsADirectoryError(msg)
+        return ad.read_h5ad(path, backed="r")
+    import zarr
+
+    store = zarr.open_group(path, mode="r")
+    layers = {} if layer is None else {layer: _matrix(store, f"layers/{layer}", path)}
+    return ad.AnnData(
+        _matrix(store, "X", path), obs=ad.io.read_elem(store["obs"]), var=ad.io.read_elem(store["var"]), layers=layers
+    )
+
+
+def _matrix(store: Any, key: str, path: Path) -> Any:
+    import anndata as ad
+    import zarr
+
+    if key not in store:
+        msg = f"{path} has no {key}"
+        raise KeyError(msg)
+    found = store[key]
+    return ad.io.sparse_dataset(found) if isinstance(found, zarr.Group) else found
+
+
+def _write(adata: AnnData, source: Path, target: Path, key_added: str | None) -> None:
+    """Write the result: the embedding alone, or a copy of the input with the three slots in it."""
+    import numpy as np
+
+    obsm, varm, uns = (key_added or name for name in (SLOTS.embedding, SLOTS.gene_embedding, SLOTS.run))
+    if target.suffix == ".npy":
+        np.save(target, np.asarray(adata.obsm[obsm], dtype=np.float32))
+        return
+    if not adata.isbacked:  # opened from zarr
+        adata.write_h5ad(target)
+        return
+    import anndata as ad
+    import h5py
+
+    shutil.copyfile(source, target)  # nothing else of the input passes through memory
+    with h5py.File(target, "r+") as file:
+        for group, key, value in (
+            ("obsm", obsm, adata.obsm[obsm]), ("varm", varm, adata.varm[varm]), ("uns", uns, adata.uns[uns]),
+        ):  # fmt: skip
+            if group not in file:
+                ad.io.write_elem(file, group, {})
+            ad.io.write_elem(file[group], key, value)
+
+
+def _check(args: argparse.Namespace) -> None:
+    from scgpt_tl import pp
+
+    print(pp.check_input(_open(args.input, args.layer), args.model, layer=args.layer, max_length=args.max_length))
+
+
+def _models(args: argparse.Namespace) -> None:  # noqa: ARG001 - every command is called alike
+    from scgpt_tl import models
+
+    table = models.available()
+    for name, row in table.iterrows():
+        size = f"{row['n_layers']} x {row['d_model']}" if row["d_model"] else "size not known"
+        place = row["folder"] if row["at_hand"] else f"not here: {row['source']}"
+        cells = f", {row['cells']:,} cells" if row["cells"] else ""
+        print(f"{name}  ({size}; {row['organ'] or 'organ not known'}{cells})")
+        print(f"    {place}")
+        if row["note"]:
+            print(f"    {row['note']}")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from scgpt_tl._demo import run_demo
+
+    made = run_demo(
+        args.data, out=args.out, model=args.model, labels_key=args.labels_key, layer=args.layer, device=args.device,
+        say=lambda line: print(line, flush=True),
+    )  # fmt: skip
+    print()
+    if made.table is not None:
+        print(made.table[["NMI", "ARI", "ASW", "AvgBIO", "n_clusters"]].to_string(float_format="{:.3f}".format))
+        print(made.table.attrs["verdict"])
+    for note in made.notes:
+        print(note)
+    print(f"Picture: {made.picture}   data: {made.data}   {made.seconds:.0f} s in all")
+
+
+def _pretrain(args: argparse.Namespace) -> None:
+    import scgpt_tl
+
+    options: dict[str, Any] = {} if args.epochs is None else {"train": scgpt_tl.TrainConfig(epochs=args.epochs)}
+    for path in args.data:
+        if not path.exists():
+            msg = f"no file {path}"
+            raise FileNotFoundError(msg)
+    data = args.data[0] if len(args.data) == 1 else list(args.data)
+    model = scgpt_tl.tl.scgpt_pretrain(
+        data, out=args.out, size=args.size, resume=not args.fresh, rng=args.rng, **options
+    )
+    print(f"{model!r} -> {args.out}")
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _show_warning(message: Any, *_: Any, **__: Any) -> None:
+    print(f"scgpt-tl: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _terminated(*_: Any) -> None:
+    sys.exit(143)  # as an exception, so that what is half written is removed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import anndata as ad
+import numpy as np
+import pytest
+
+import scgpt_tl
+from scgpt_tl import cli, tl
+
+SRC = Path(scgpt_tl.__file__).parents[1]
+
+
+@pytest.fixture
+def stored(counts, tmp_path):
+    """The 40 toy cells as a file, with a slot of the user's own."""
+    counts.obsm["mine"] = np.arange(80.0).reshape(40, 2)
+    counts.layers["raw"] = counts.X.copy()
+    path = tmp_path / "cells.h5ad"
+    counts.write_h5ad(path)
+    return path
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """A stand-in for the embedding: it keeps what it was called with and writes three small slots."""
+    seen = []
+
+    def embed(adata, *, model, key_added=None, out=None, **options):
+        seen.append({"model": model, "key_added": key_added, "out": out, "backed": adata.isbacked, **options})
+        emb = np.arange(adata.n_obs * 3, dtype=np.float32).reshape(-1, 3)
+        if out is not None:
+            import zarr
+
+            zarr.save_array(out, emb)
+            return
+        adata.obsm[key_added or "X_scGPT"] = emb
+        adata.varm[key_added or "scGPT"] = np.zeros((adata.n_vars, 3), np.float32)
+        adata.uns[key_added or "scgpt"] = {"scgpt_tl": "0", "params": {"model": str(model)}}
+
+    monkeypatch.setitem(vars(tl), "scgpt_embed", embed)
+    return seen
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    code = "import sys\nfrom scgpt_tl.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print([m for m in ('torch', 'anndata', 'numpy', 'matplotlib') if m in sys.modules])"
+    env = {**os.environ, "PYTHONPATH": str(SRC)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_embed_copies_the_input_and_adds_the_result(stored, calls, tmp_path, capsys):
+    out = tmp_path / "out.h5ad"
+    assert cli.main(["embed", str(stored), "--out", str(out), "--model", "m", "--max-length", "64"]) == 0
+    assert calls == [{"model": "m", "key_added": None, "out": None, "backed": True, "max_length": 64}]
+    before, after = ad.read_h5ad(stored), ad.read_h5ad(out)
+    assert "X_scGPT" not in before.obsm
+    assert after.obsm["X_scGPT"].dtype == np.float32
+    assert after.obsm["X_scGPT"].shape == after.varm["scGPT"][:40].shape == (40, 3)
+    assert after.uns["scgpt"]["params"]["model"] == "m"
+    np.testing.assert_array_equal(after.obsm["mine"], before.obsm["mine"])
+    assert (after.X != before.X).nnz == (after.layers["raw"] != before.layers["raw"]).nnz == 0
+    assert files(tmp_path) == ["cells.h5ad", "out.h5ad"]
+    assert "40 cells" in capsys.readouterr().out
+
+
+def test_options_reach_the_function(stored, calls, tmp_path):
+    given = {"layer": "raw", "key_added": "k", "max_memory": "4GB", "device": "cpu", "dtype": "float32"}
+    flags = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", value)]
+    assert cli.main(["embed", str(stored), "--out", str(tmp_path / "o.h5ad"), *flags, "--overwrite"]) == 0
+    assert calls[0].items() >= {**given, "overwrite": True}.items()
+    assert set(ad.read_h5ad(tmp_path / "o.h5ad").obsm) == {"mine", "k"}
+
+
+def test_embedding_alone_as_npy_and_zarr(stored, calls, tmp_path):
+    assert cli.main(["embed", str(stored), "--out", str(tmp_path / "e.npy")]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "e.npy")[:, 0], 3 * np.arange(40))
+    assert cli.main(["embed", str(stored), "--out", str(tmp_path / "e.zarr")]) == 0
+    assert calls[1]["out"] == tmp_path / "e.zarr"
+
+
+@pytest.mark.filterwarnings("ignore")  # zarr and anndata warn of each other's changes
+def test_zarr_input_is_not_read_whole(stored, calls, tmp_path):
+    store = tmp_path / "cells.zarr"
+    ad.read_h5ad(stored).write_zarr(store)
+    opened = cli._open(store, "raw")
+    assert "CSRDataset" in type(opened.X).__name__
+    assert "CSRDataset" in type(opened.layers["raw"]).__name__
+    assert cli.main(["embed", str(store), "--out", str(tmp_path / "o.h5ad")]) == 0
+    after = ad.read_h5ad(tmp_path / "o.h5ad")
+    assert (after.X != ad.read_h5ad(stored).X).nnz == 0
+    assert after.obsm["X_scGPT"].shape == (40, 3)
+    assert cli.main(["embed", str(store), "--layer", "absent", "--out", str(tmp_path / "p.npy")]) == 1
+
+
+def test_input_can_be_replaced_when_said(stored, calls, capsys):
+    assert cli.main(["embed", str(stored), "--out", str(stored)]) == 1
+    assert "exists" in capsys.readouterr().err
+    assert calls == []
+    assert cli.main(["embed", str(stored), "--out", str(stored), "--overwrite"]) == 0
+    assert set(ad.read_h5ad(stored).obsm) == {"mine", "X_scGPT"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["embed", "absent.h5ad", "--out", "o.h5ad"], "no file absent.h5ad"),
+        (["embed", "cells.h5ad", "--out", "o.csv"], "ends in .h5ad, .zarr or .npy"),
+        (["embed", "cells.h5ad", "--out", "absent/o.h5ad"], "make it"),
+        (["embed", ".", "--out", "o.h5ad"], "is a folder"),
+        (["check", "absent.h5ad"], "no file absent.h5ad"),
+        (["demo", "--data", "absent.h5ad"], "no file absent.h5ad"),
+        (["pretrain", "absent.h5ad", "--out", "m"], "no file absent.h5ad"),
+    ],
+)
+def test_errors_are_one_line_before_any_work(stored, calls, monkeypatch, capsys, arguments, says):
+    monkeypatch.chdir(stored.parent)
+    assert cli.main(arguments) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("scgpt-tl: error: ")
+    assert says in lines[0]
+    assert calls == []
+
+
+def failing(error):
+    def embed(adata, **_):
+        adata.obsm["X_scGPT"] = np.zeros((adata.n_obs, 2))
+        raise error
+
+    return embed
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (KeyError("two\nlines"), 1, "error: two lines"),
+        (RuntimeError(), 1, "error: RuntimeError"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_failure_leaves_no_half_file(stored, monkeypatch, tmp_path, capsys, error, code, says):
+    monkeypatch.setitem(vars(tl), "scgpt_embed", failing(error))
+    bytes_before = stored.read_bytes()
+    assert cli.main(["embed", str(stored), "--out", str(tmp_path / "o.h5ad")]) == code
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
+    assert files(tmp_path) == ["cells.h5ad"]
+    assert stored.read_bytes() == bytes_before
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "npy"])
+def test_interrupted_while_writing(stored, calls, monkeypatch, tmp_path, suffix):
+    def half(*_, **__):
+        list(tmp_path.glob(".o.*"))  # the half file has a name of its own
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("anndata.io.write_elem", half)
+    monkeypatch.setattr("numpy.save", half)
+    assert cli.main(["embed", str(stored), "--out", str(tmp_path / f"o.{suffix}")]) == 130
+    assert files(tmp_path) == ["cells.h5ad"]
+
+
+def test_debug_shows_the_traceback(stored, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(vars(tl), "scgpt_embed", failing(ValueError("why")))
+    assert cli.main(["embed", str(stored), "--out", str(tmp_path / "o.h5ad"), "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_termination_is_an_exception_and_the_old_handler_returns(stored, monkeypatch, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setitem(vars(tl), "scgpt_embed", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit, match="143"):
+        cli.main(["embed", str(stored), "--out", str(tmp_path / "o.h5ad")])
+    assert files(tmp_path) == ["cells.h5ad"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_wrong_command_line_is_2():
+    for arguments in ([], ["embed"], ["nonsense"], ["pretrain", "x", "--out", "o", "--size", "huge"]):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(arguments)
+
+
+def test_check_prints_the_report(stored, monkeypatch, capsys):
+    from scgpt_tl import pp
+
+    monkeypatch.setitem(
+        vars(pp), "check_input", lambda adata, model, **o: f"{adata.n_obs} {adata.isbacked} {model} {o}"
+    )
+    assert cli.main(["check", str(stored), "--model", "m", "--layer", "raw"]) == 0
+    assert capsys.readouterr().out == "40 True m {'layer': 'raw', 'max_length': None}\n"
+
+
+def test_models_lists_names(capsys):
+    assert cli.main(["models"]) == 0
+    out = capsys.readouterr().out
+    assert "pbmc-mini" in out
+    assert "whole-human  (12 x 512; many, 33,000,000 cells)" in out
+
+
+def test_pretrain_hands_over(stored, monkeypatch, tmp_path, capsys):
+    seen = {}
+    config = SimpleNamespace
+    monkeypatch.setitem(vars(scgpt_tl), "TrainConfig", config)
+    monkeypatch.setitem(
+        vars(tl), "scgpt_pretrain", lambda data, **options: seen.update(data=data, **options) or "Model"
+    )
+    arguments = ["pretrain", str(stored), "--out", str(tmp_path / "m"), "--size", "nano", "--epochs", "2", "--fresh"]
+    assert cli.main(arguments) == 0
+    train = seen.pop("train")
+    assert train == config(epochs=2)
+    assert seen == {"data": stored, "out": tmp_path / "m", "size": "nano", "resume": False, "rng": 0}
+    assert cli.main(["pretrain", str(stored), str(stored), "--out", str(tmp_path / "m")]) == 0
+    assert seen["data"] == [stored, stored]

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+
+import pytest
+
+from scgpt_tl._files import check_target, replacing
+
+
+def test_a_file_appears_whole(tmp_path):
+    path = tmp_path / "a.npy"
+    with replacing(path) as beside:
+        assert beside.parent == path.parent
+        assert beside.suffix == ".npy"
+        beside.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def write_half(path, error, *, folder=False):
+    with replacing(path) as beside:
+        if folder:
+            beside.mkdir()
+        (beside / "chunk" if folder else beside).write_text("half")
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_or_not_at_all(tmp_path, error):
+    path = tmp_path / "a.npy"
+    path.write_text("old")
+    with pytest.raises(error):
+        write_half(path, error)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_half_folder_goes_too(tmp_path):
+    with pytest.raises(ValueError):  # noqa: PT011 - raised by the test itself
+        write_half(tmp_path / "a.zarr", ValueError, folder=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_targets_are_checked_before_work(tmp_path, monkeypatch):
+    path = tmp_path / "a.h5ad"
+    check_target(path)
+    path.touch()
+    with pytest.raises(FileExistsError, match="overwritten"):
+        check_target(path)
+    check_target(path, overwrite=True)
+    with pytest.raises(FileNotFoundError, match="make it"):
+        check_target(tmp_path / "absent" / "a.h5ad")
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1_000_000))
+    with pytest.raises(OSError, match=r"about 5 MB .* has 1 MB"):
+        check_target(path, n_bytes=5_000_000, overwrite=True)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(PermissionError, match="cannot be written"):
+        check_target(path, overwrite=True)
