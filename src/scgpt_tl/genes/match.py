@@ -55,7 +55,7 @@ class GeneMatch:
     also
         Columns that supplied genes which `column` could not.
     species
-        A guess from the way in which names are written.
+        A guess from the way in which the names in `column` are written.
     """
 
     ids: np.ndarray
@@ -135,8 +135,7 @@ def match_genes(columns: Mapping[str, Sequence[Any]], vocab: GeneVocab, *, table
         Columns of unequal lengths.
     """
     texts = _texts(columns)
-    species = guess_species(texts[INDEX])
-    if species == "mouse":
+    if guess_species(texts[INDEX]) == "mouse":
         table = None  # HGNC names human genes: a mouse symbol that is some human alias is another gene
     resolver = _Resolver(vocab, table)
     found = {name: [resolver(text) for text in column] for name, column in texts.items()}
@@ -157,7 +156,7 @@ def match_genes(columns: Mapping[str, Sequence[Any]], vocab: GeneVocab, *, table
         given=np.array(texts[main], dtype=str),
         column=main,
         also=tuple(also),
-        species=species if species != "unknown" else guess_species(texts[main]),
+        species=guess_species(texts[main]),
     )
 
 
