@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     VIEW = 5
     SHUFFLE = 6
     DEPTH = 7
+    DROPOUT = 8
 
 
 @jit()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class Slots:
     # tl.scgpt_embed
     embedding: str = "X_scGPT"  # obsm
     gene_embedding: str = "scGPT"  # varm
+    gene_context: str = "scGPT_context"  # varm: contextual gene embeddings per group
     run: str = "scgpt"  # uns: parameters of the run
 
 
@@ -24,3 +27,38 @@ SLOTS = Slots()
 
 #: `.uns[key][OWNER]` marks a result as ours; only such a result may be overwritten without being asked.
 OWNER = "scgpt_tl"
+
+
+def refuse_foreign(
+    adata: Any, places: Mapping[str, Iterable[str]], *, key: str, maker: str, overwrite: bool, argument: str | None
+) -> None:
+    """Let a function write over its own results only.
+
+    Parameters
+    ----------
+    adata
+        Where it will write.
+    places
+        Slot ("obsm", "uns", ...) -> keys it will write there.
+    key
+        `.uns` key under which it leaves its mark, `{OWNER: maker}`.
+    maker
+        Name of the function, with its room.
+    overwrite
+        The user lets the rest go.
+    argument
+        The argument that names another key, where there is one.
+
+    Raises
+    ------
+    ValueError
+        A place holds something that `maker` did not write.
+    """
+    mark = adata.uns.get(key)
+    if overwrite or (isinstance(mark, Mapping) and mark.get(OWNER) == maker):
+        return
+    taken = [f".{slot}[{name!r}]" for slot, names in places.items() for name in names if name in getattr(adata, slot)]
+    if taken:
+        mend = f"give another {argument}" if argument else "rename it"
+        msg = f"{' and '.join(taken)} was not written by {maker}: {mend}, or overwrite=True if it may go"
+        raise ValueError(msg)

@@ -1,0 +1,272 @@
+"""Inference: rows in, embeddings out, in bounded memory. Knows no Lightning and no AnnData."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+from tqdm.auto import tqdm
+
+from scgpt_tl.tokens.tokenize import TokenBlock, Tokenizer, ahead
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+    from torch import Tensor
+
+    from scgpt_tl.core.scgpt import ScGPT, Tables
+    from scgpt_tl.tokens.batch import CellBatch
+
+logger = logging.getLogger(__name__)
+
+ROWS = 1024  # read and tokenised at a time; no result depends on it
+_CPU_TOKENS = 4096  # per minibatch: activations of the 51 M model then stay near the caches
+_GPU_TOKENS = 131_072
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how to compute; none of it changes a result beyond rounding."""
+
+    device: str = "auto"
+    """`auto`: CUDA where there is one, else the CPU."""
+    dtype: str = "auto"
+    """`float32`, `bfloat16` or `float16`; `auto`: float32 on the CPU, bfloat16 autocast on CUDA."""
+    max_memory: int | str | None = None
+    """Bytes, or text like "4GB", that activations may take; sets the tokens per minibatch."""
+    max_tokens: int | None = None
+    """Tokens per minibatch, in place of `max_memory`."""
+    progress: bool = True
+    """Show a bar with cells per second and the time left."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            msg = f"dtype={self.dtype!r}; give 'auto', 'float32', 'bfloat16' or 'float16'"
+            raise ValueError(msg)
+        if self.max_tokens is not None and self.max_tokens < 1:
+            msg = f"max_tokens={self.max_tokens}; give 1 or more"
+            raise ValueError(msg)
+        if self.max_memory is not None:
+            parse_bytes(self.max_memory)
+
+    @classmethod
+    def of(cls, **options: Any) -> Compute:
+        """Build from keywords; an unknown one is refused with the nearest name."""
+        names = [f.name for f in fields(cls)]
+        for key in options:
+            if key not in names:
+                near = get_close_matches(key, names, 1)
+                msg = f"unexpected argument {key!r}" + (f", did you mean {near[0]!r}?" if near else "")
+                raise TypeError(msg)
+        return cls(**options)
+
+    def torch_device(self) -> torch.device:
+        """The device, checked to be there."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+        except RuntimeError as error:
+            msg = f"device={self.device!r} is not a device; give 'auto', 'cpu', 'cuda' or 'cuda:0'"
+            raise ValueError(msg) from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            msg = f"device={self.device!r}: this machine has no usable CUDA device; device='auto' or 'cpu' computes here"
+            raise ValueError(msg)
+        return device
+
+    def torch_dtype(self, device: torch.device) -> torch.dtype:
+        """The type of matrix products."""
+        if self.dtype == "auto":
+            return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return getattr(torch, self.dtype)
+
+    def tokens(self, backbone: ScGPT, device: torch.device) -> int:
+        """Tokens per minibatch."""
+        if self.max_tokens is not None:
+            return self.max_tokens
+        if self.max_memory is None:
+            return _GPU_TOKENS if device.type == "cuda" else _CPU_TOKENS
+        return max(1, parse_bytes(self.max_memory) // token_bytes(backbone))
+
+
+class Sink(Protocol):
+    """Receives embeddings by rows; an array will do."""
+
+    def __setitem__(self, rows: Any, values: np.ndarray) -> None: ...
+
+
+@dataclass
+class Seen:
+    """What a pass met."""
+
+    n_cells: int = 0
+    n_empty: int = 0
+    """Cells without any gene of the vocabulary: `<cls>` alone."""
+    n_sampled: int = 0
+    """Cells longer than the model's length, of which a sample of genes was read."""
+    n_tokens: int = 0
+    halved: int = 0
+    """How often the minibatch was halved for want of memory."""
+
+    def add(self, block: TokenBlock) -> None:
+        self.n_cells += len(block.keys)
+        self.n_empty += int((block.n_genes == 0).sum())
+        self.n_sampled += int((block.n_genes > block.lengths - 1).sum())
+        self.n_tokens += len(block.gene_ids)
+
+
+@dataclass
+class Contexts:
+    """Running sums of contextual gene embeddings: mean token embedding of each gene over the cells of a group."""
+
+    groups: np.ndarray
+    """(n_obs,) int64 group of each cell, -1: none."""
+    genes: np.ndarray
+    """(n_genes,) vocabulary ids to collect."""
+    width: int
+    """D."""
+    sums: Tensor = field(init=False)
+    """(n_groups, n_genes, D)."""
+    counts: Tensor = field(init=False)
+    """(n_groups, n_genes) cells that express the gene."""
+
+    def __post_init__(self) -> None:
+        self.sums = torch.zeros(int(self.groups.max(initial=-1)) + 1, len(self.genes), self.width)
+        self.counts = torch.zeros(self.sums.shape[:2])
+        self.place = torch.full((int(self.genes.max(initial=0)) + 1,), -1)
+        self.place[torch.from_numpy(self.genes)] = torch.arange(len(self.genes))
+
+    def add(self, batch: CellBatch, tokens: Tensor, rows: np.ndarray) -> None:
+        """Add a minibatch, cells `rows` (B,) of the data."""
+        ids = batch.gene_ids.cpu()
+        gene = self.place[ids.clamp(max=len(self.place) - 1)].where(ids < len(self.place), -1)
+        group = torch.from_numpy(self.groups[rows])[batch.cell_index.cpu()]
+        keep = (group >= 0) & (gene >= 0)  # <cls> is no gene
+        flat = group[keep] * len(self.genes) + gene[keep]
+        self.sums.view(-1, self.width).index_add_(0, flat, tokens.float().cpu()[keep])
+        self.counts.view(-1).index_add_(0, flat, torch.ones(len(flat)))
+
+    def mean(self) -> np.ndarray:
+        """(n_groups, n_genes, D) float32; NaN where no cell of the group expresses the gene."""
+        return (self.sums / self.counts[..., None]).numpy()
+
+
+def embed_rows(
+    backbone: ScGPT,
+    rows: Iterator[tuple[int, csr_matrix]],
+    tokenizer: Tokenizer,
+    out: Sink,
+    *,
+    compute: Compute,
+    total: int,
+    unit_norm: bool = True,
+    contexts: Contexts | None = None,
+) -> Seen:
+    """Embed every row and write it to `out`.
+
+    Parameters
+    ----------
+    backbone
+        In eval mode.
+    rows
+        (first row, CSR block) in order, as `Matrix.blocks` gives.
+    out
+        (n_obs, D), written a block at a time.
+    total
+        Cells to come, for the bar.
+    unit_norm
+        Scale each embedding to length 1, as published.
+    contexts
+        Collects contextual gene embeddings where they are asked for.
+    """
+    device = compute.torch_device()
+    dtype = compute.torch_dtype(device)
+    home = next(backbone.parameters()).device
+    backbone.to(device)
+    seen, budget = Seen(), compute.tokens(backbone, device)
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            runner = _Runner(backbone, backbone.tables(), device, contexts)
+            with tqdm(total=total, unit="cell", disable=not compute.progress, smoothing=0.1) as bar:
+                for start, block in ahead(rows, tokenizer):
+                    result = np.empty((len(block.keys), backbone.config.d_model), np.float32)
+                    for cells in minibatches(block.lengths, budget):
+                        result[cells], budget = runner(block, cells, start, budget, seen)
+                        bar.update(len(cells))
+                    if unit_norm:
+                        result = normalize(torch.from_numpy(result)).numpy()
+                    out[start : start + len(result)] = result
+                    seen.add(block)
+    finally:
+        backbone.to(home)
+    return seen
+
+
+@dataclass
+class _Runner:
+    """Runs minibatches, halving them on an accelerator that is out of memory."""
+
+    backbone: ScGPT
+    tables: Tables
+    device: torch.device
+    contexts: Contexts | None
+
+    def __call__(
+        self, block: TokenBlock, cells: np.ndarray, start: int, budget: int, seen: Seen
+    ) -> tuple[np.ndarray, int]:
+        """Embeddings (B, D) of some cells of a block, and the budget that held."""
+        try:
+            return self._run(block.batch(cells), cells + start), budget
+        except torch.OutOfMemoryError:
+            if len(cells) == 1:
+                raise
+            torch.cuda.empty_cache()
+        if not seen.halved:
+            logger.warning("out of memory with %d tokens: going on with half as many; max_memory= avoids this", budget)
+        seen.halved += 1
+        halves = np.array_split(cells, 2)
+        parts = [self(block, half, start, budget // 2, seen) for half in halves]
+        return np.concatenate([part for part, _ in parts]), min(b for _, b in parts)
+
+    def _run(self, batch: CellBatch, rows: np.ndarray) -> np.ndarray:
+        batch = batch.to(self.device)
+        encoded = self.backbone.encode(batch, cell_only=self.contexts is None, tables=self.tables)
+        if self.contexts is not None:
+            self.contexts.add(batch, encoded.tokens, rows)
+        return encoded.cell.float().cpu().numpy()
+
+
+def minibatches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
+    """Cells of a block, longest first, in runs of at most `budget` tokens (a longer cell goes alone).
+
+    Cells of like length go together, so that a kernel which pads wastes little.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        totals = np.cumsum(lengths[order[start:]])
+        n = max(1, int(np.searchsorted(totals, budget, side="right")))
+        yield order[start : start + n]
+        start += n
+
+
+def token_bytes(backbone: ScGPT) -> int:
+    """Bytes of activations per token at the widest point of a block, with torch's temporaries."""
+    config = backbone.config
+    return 4 * (8 * config.d_model + 2 * config.d_ff)
+
+
+def parse_bytes(size: int | str) -> int:
+    """Bytes of 2_000_000, "512MB", "4GiB"."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", str(size).lower())
+    if found is None or float(found[1]) <= 0:
+        msg = f"max_memory={size!r}; give a positive number of bytes, or text like '4GB'"
+        raise ValueError(msg)
+    return int(float(found[1]) * _UNITS[found[2] or ""])

@@ -1,0 +1,78 @@
+"""A gene table to start from: genes that vary together in the corpus lie together before the first step.
+
+A random table has to learn from scratch which genes go together, which takes millions of cells; a small corpus tells
+much of it in closed form. The table is made of the right singular vectors of the binned cells, weighted as documents
+are: frequent genes less, each cell to length 1, and each study's mean taken out, so that it is cells that differ and
+not studies.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse.linalg import LinearOperator, svds
+
+from scgpt_tl.engine.data import Study
+from scgpt_tl.tokens.tokenize import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+_RAREST = 1e-3  # share of cells below which a gene gains no more weight
+
+
+def svd_table(studies: list[Study], width: int, *, seed: int) -> np.ndarray:
+    """(n_tokens, width) float32, rows of unit mean square; 0 for tokens that no cell has."""
+    n_tokens = len(studies[0].tokenizer.gene_keys)
+    parts = [_binned(study, n_tokens) for study in studies]
+    cells = sparse.vstack(parts, format="csr")
+    share = np.bincount(cells.indices, minlength=n_tokens) / cells.shape[0]
+    weight = np.log1p(1 / np.maximum(share, _RAREST))
+    cells = cells @ sparse.diags_array(weight)
+    lengths = np.sqrt(np.asarray(cells.power(2).sum(1)).ravel())
+    cells = sparse.diags_array(1 / np.maximum(lengths, 1e-12)) @ cells
+    rank = min(width, min(cells.shape) - 1)
+    _, strength, directions = svds(_centred(cells, [len(p.indptr) - 1 for p in parts]), k=rank, rng=seed)
+    strongest = np.argsort(-strength)
+    table = np.zeros((n_tokens, width), np.float32)
+    table[:, :rank] = directions[strongest].T * weight[:, None]
+    return table / max(float(np.sqrt(np.mean(table**2))), 1e-12)
+
+
+def start_from(weight: torch.Tensor, table: np.ndarray, *, scale: float = 0.06) -> None:
+    """Write a table into a gene embedding in place; tokens without cells keep their random start."""
+    import torch
+
+    rows = np.flatnonzero(np.abs(table).sum(1) > 0)
+    with torch.no_grad():
+        weight[torch.from_numpy(rows)] = torch.from_numpy(table[rows]).to(weight) * scale
+
+
+def _binned(study: Study, n_tokens: int) -> sparse.csr_array:
+    """(n_obs, n_tokens) bins over the largest, all genes of each cell."""
+    t = study.tokenizer
+    whole = Tokenizer(t.column_ids, t.gene_keys, t.cls_id, n_bins=t.n_bins, spread=t.spread, max_length=n_tokens + 1)
+    block = whole(study.rows)
+    genes = np.ones(len(block.gene_ids), bool)
+    genes[block.offsets[:-1]] = False  # <cls>
+    indptr = block.offsets - np.arange(len(block.offsets))
+    return sparse.csr_array(
+        (block.values[genes] / (t.n_bins - 1), block.gene_ids[genes], indptr), shape=(len(block.keys), n_tokens)
+    )
+
+
+def _centred(cells: sparse.csr_array, sizes: list[int]) -> LinearOperator:
+    """Cells less the mean of their study, without making them dense."""
+    study = np.repeat(np.arange(len(sizes)), sizes)
+    member = sparse.csr_array((np.ones(len(study)), (np.arange(len(study)), study)))  # (n_obs, n_studies)
+    means = sparse.diags_array(1 / np.array(sizes)) @ member.T @ cells
+    means = means.toarray()
+    transposed, members = cells.T.tocsr(), member.T.tocsr()
+    return LinearOperator(
+        cells.shape,
+        matvec=lambda x: cells @ x - member @ (means @ x),
+        rmatvec=lambda y: transposed @ y - means.T @ (members @ y),
+        dtype=np.float64,
+    )

@@ -1,0 +1,77 @@
+"""Embeddings on disk: a zarr array that a run which was cut off goes on filling."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import zarr
+
+from scgpt_tl.engine.predict import ROWS, Seen
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_FORMAT = "scgpt_tl embedding 1"
+
+
+@dataclass
+class EmbeddingStore:
+    """(n_obs, D) float32 in a zarr folder, filled from the first row on, one chunk per block.
+
+    Its attributes say which run it belongs to and how many rows are done; they change after the rows are on disk.
+    """
+
+    array: Any
+    start: int
+    """Rows that an earlier run had done."""
+    seen: Seen
+    """What the earlier run met."""
+
+    @classmethod
+    def open(cls, path: str | Path, shape: tuple[int, int], run: dict[str, Any], *, overwrite: bool) -> EmbeddingStore:
+        """Create, or go on with the same run.
+
+        Raises
+        ------
+        FileExistsError
+            `path` holds something else, or another run.
+        OSError
+            It cannot be written.
+        """
+        path = Path(path)
+        mark = json.loads(json.dumps(run))  # as it reads back
+        if path.exists() and not overwrite:
+            return cls._resume(path, shape, mark)
+        array = zarr.create_array(
+            store=path, shape=shape, chunks=(ROWS, shape[1]), dtype="float32", overwrite=overwrite, fill_value=float("nan")
+        )
+        array.attrs.update({"format": _FORMAT, "run": mark, "rows_done": 0, "seen": asdict(Seen())})
+        return cls(array, 0, Seen())
+
+    @classmethod
+    def _resume(cls, path: Path, shape: tuple[int, int], mark: dict[str, Any]) -> EmbeddingStore:
+        try:
+            array = zarr.open_array(store=path, mode="r+")
+        except (FileNotFoundError, ValueError, OSError) as error:
+            msg = f"out={str(path)!r} exists and is no embedding of ours: give another path, or overwrite=True if it may go"
+            raise FileExistsError(msg) from error
+        held = array.attrs.get("run")
+        if array.attrs.get("format") != _FORMAT or array.shape != shape or held != mark:
+            differ = sorted(k for k in mark if not isinstance(held, dict) or held.get(k) != mark[k])
+            msg = (
+                f"out={str(path)!r} holds another run (different: {', '.join(differ) or 'shape'}): give another path, "
+                "or overwrite=True if it may go"
+            )
+            raise FileExistsError(msg)
+        return cls(array, int(array.attrs["rows_done"]), Seen(**array.attrs["seen"]))
+
+    def __setitem__(self, rows: slice, values: np.ndarray) -> None:
+        self.array[self.start + rows.start : self.start + rows.stop] = values
+        self.array.attrs["rows_done"] = self.start + rows.stop
+
+    def finish(self, seen: Seen) -> None:
+        """Record what was met."""
+        self.array.attrs["seen"] = asdict(seen)

@@ -1,0 +1,276 @@
+"""`tl.scgpt_embed`: cell and gene embeddings without training."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+import numpy as np
+import torch
+
+import scgpt_tl
+from scgpt_tl._random import as_seed
+from scgpt_tl._slots import OWNER, SLOTS, refuse_foreign
+from scgpt_tl.engine.predict import ROWS, Compute, Contexts, Seen, embed_rows
+from scgpt_tl.engine.store import EmbeddingStore
+from scgpt_tl.models.model import load_model
+from scgpt_tl.pp._blocks import open_layer
+from scgpt_tl.pp._check import check_input
+from scgpt_tl.pp._genes import genes_of
+from scgpt_tl.tokens.tokenize import Tokenizer
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scgpt_tl.genes.match import GeneMatch
+    from scgpt_tl.models.model import Model
+
+logger = logging.getLogger(__name__)
+_MAKER = "tl.scgpt_embed"
+
+
+class ComputeOptions(TypedDict, total=False):
+    """Where and how to compute, see `engine.predict.Compute`."""
+
+    device: str
+    dtype: str
+    max_memory: int | str | None
+    max_tokens: int | None
+    progress: bool
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """Where this call writes."""
+
+    cells: str
+    genes: str
+    context: str
+    run: str
+
+    @classmethod
+    def of(cls, key_added: str | None) -> _Keys:
+        if key_added is None:
+            return cls(SLOTS.embedding, SLOTS.gene_embedding, SLOTS.gene_context, SLOTS.run)
+        return cls(key_added, key_added, f"{key_added}_context", key_added)
+
+
+def scgpt_embed(
+    adata: AnnData,
+    *,
+    model: str | Path | Model = "pbmc-mini",
+    layer: str | None = None,
+    key_added: str | None = None,
+    out: str | Path | None = None,
+    groupby: str | None = None,
+    max_length: int | None = None,
+    unit_norm: bool = True,
+    rng: int | np.random.Generator | None = 0,
+    overwrite: bool = False,
+    copy: bool = False,
+    **compute: Unpack[ComputeOptions],
+) -> AnnData | None:
+    """Embed cells and genes with a pretrained scGPT, zero-shot (preprint, section 4.2).
+
+    A cell's genes are binned (equation 2), a sample of them is taken where there are more than the model reads, and
+    the transformer's output at `<cls>` is the cell's embedding. Counts, normalised and logarithmic values give the
+    same bins. A result depends on the cell, the model and `rng` alone: not on its name, its neighbours, the order of
+    cells or genes, the storage, batches or threads.
+
+    Parameters
+    ----------
+    adata
+        Counts or normalised values, (n_obs, n_vars); in memory, backed, or with a zarr or dask matrix.
+    model
+        Name (see `models.available`), folder (native or official), or a loaded model.
+    layer
+        Layer to read; None is `.X`.
+    key_added
+        Write `.obsm`, `.varm` and `.uns` under this key instead of the defaults below.
+    out
+        Zarr folder to write the cell embeddings to instead of `.obsm`, as they come. A run that was cut off goes on
+        where it stopped when it is called again with the same arguments.
+    groupby
+        Column of `.obs`: also average each gene's contextual embedding over the cells of each group that express it.
+    max_length
+        Most tokens per cell, `<cls>` included; None is the model's own. The sample of a longer cell is deterministic.
+    unit_norm
+        Scale cell embeddings to length 1, as published.
+    rng
+        Seed of tied bins and of the samples of long cells.
+    overwrite
+        Write over slots, or an `out` folder, that hold something else.
+    copy
+        Return a changed copy (in memory, for a backed object) and leave `adata` alone.
+    **compute
+        `device` ("auto": CUDA where there is one), `dtype` ("auto": float32 on the CPU, bfloat16 autocast on CUDA),
+        `max_memory` for activations (bytes or text like "4GB") or `max_tokens` per minibatch, `progress` (a bar with
+        cells per second and time left).
+
+    Returns
+    -------
+    None, or with `copy` the copy. Sets, when all is done:
+
+    `.obsm["X_scGPT"]` : float32 (n_obs, D)
+        Cell embeddings, unless `out` is given. A cell without any gene of the vocabulary embeds as `<cls>` alone.
+    `.varm["scGPT"]` : float32 (n_vars, D)
+        Gene embeddings as the transformer reads them; NaN for genes outside the vocabulary.
+    `.varm["scGPT_context"]` : float32 (n_vars, n_groups, D)
+        With `groupby`; NaN where no cell of the group expresses the gene. Groups are in `.uns["scgpt"]["groups"]`.
+    `.uns["scgpt"]` : dict
+        `params` (model and sha256 of its weights, seed, device, dtype, versions, genes matched) and counts: `n_empty`,
+        `n_sampled`, `n_tokens`.
+
+    Raises
+    ------
+    ValueError
+        Input that cannot work (negative, infinite or missing values, too few genes of the vocabulary, no cells), a slot
+        that holds something else, a device that is not there.
+    KeyError
+        No such layer or `.obs` column.
+    FileNotFoundError
+        No such model.
+    FileExistsError
+        `out` holds something else.
+
+    Examples
+    --------
+    >>> import scanpy as sc, scgpt_tl
+    >>> adata = scgpt_tl.datasets.pbmc68k_reduced()
+    >>> scgpt_tl.tl.scgpt_embed(adata, progress=False)
+    >>> adata.obsm["X_scGPT"].shape
+    (700, 128)
+    """
+    how, keys, seed = Compute.of(**compute), _Keys.of(key_added), as_seed(rng)
+    slots = {"obsm": () if out else (keys.cells,), "varm": (keys.genes,), "uns": (keys.run,)}
+    refuse_foreign(adata, slots, key=keys.run, maker=_MAKER, overwrite=overwrite, argument="key_added")
+    device = how.torch_device()
+    loaded = load_model(model)
+    if loaded.config.input_norm == "domain":
+        msg = f"model {loaded.name!r} normalises each batch apart and was fine-tuned to integrate: use tl.scgpt_integrate"
+        raise ValueError(msg)
+    report = check_input(adata, loaded, layer=layer, max_length=max_length)
+    report.raise_for_errors()
+    for warning in report.warnings:
+        logger.warning("%s", warning)
+    match = genes_of(adata, loaded.vocab)
+    tokenizer = _tokenizer(loaded, match, max_length, seed)
+    groups, contexts = _contexts(adata, groupby, match, loaded.config.d_model)
+    params = _params(loaded, match, tokenizer, layer=layer, unit_norm=unit_norm)
+    params |= {"dtype": str(how.torch_dtype(device)).removeprefix("torch.")}
+    sink, part, before = _sink(adata, out, loaded.config.d_model, params, contexts, overwrite=overwrite)
+    seen = embed_rows(
+        loaded.backbone,
+        open_layer(part, layer).blocks(ROWS),
+        tokenizer,
+        sink,
+        compute=how,
+        total=part.n_obs,
+        unit_norm=unit_norm,
+        contexts=contexts,
+    )
+    seen = _sum(before, seen)
+    if isinstance(sink, EmbeddingStore):
+        sink.finish(seen)
+    if seen.n_empty:
+        logger.warning("%d cells have no gene of the vocabulary: they embed as <cls> alone", seen.n_empty)
+    genes = _gene_embeddings(loaded, match)
+    context = None if contexts is None else _spread(contexts, match)
+    if copy:
+        adata = adata.to_memory() if adata.isbacked else adata.copy()
+    params |= {"device": str(device), "out": "" if out is None else str(out)}
+    adata.uns[keys.run] = {OWNER: _MAKER, "params": params, **asdict(seen)} | ({"groups": groups} if groupby else {})
+    adata.varm[keys.genes] = genes
+    if context is not None:
+        adata.varm[keys.context] = context
+    if out is None:
+        adata.obsm[keys.cells] = sink
+    return adata if copy else None
+
+
+def _tokenizer(model: Model, match: GeneMatch, max_length: int | None, seed: int) -> Tokenizer:
+    config = model.config
+    return Tokenizer(
+        match.ids,
+        model.vocab.keys,
+        config.cls_id,
+        cls_value=config.cls_value,
+        n_bins=config.n_bins,
+        spread=config.ties == "spread",
+        max_length=config.max_length if max_length is None else max_length,
+        seed=seed,
+    )
+
+
+def _contexts(
+    adata: AnnData, groupby: str | None, match: GeneMatch, width: int
+) -> tuple[np.ndarray, Contexts | None]:
+    """Names of the groups and the collector of contextual gene embeddings."""
+    if groupby is None:
+        return np.array([], str), None
+    if groupby not in adata.obs:
+        msg = f"groupby={groupby!r} is not in .obs (there: {', '.join(map(repr, adata.obs)) or 'none'})"
+        raise KeyError(msg)
+    column = adata.obs[groupby].astype("category").cat
+    genes = np.unique(match.ids[match.ids >= 0])
+    return column.categories.to_numpy(str), Contexts(column.codes.to_numpy(np.int64), genes, width)
+
+
+def _sink(
+    adata: AnnData, out: str | Path | None, width: int, params: dict[str, Any], contexts: Any, *, overwrite: bool
+) -> tuple[Any, AnnData, Seen]:
+    """Where embeddings go, the cells that are still to do, and what an earlier run met."""
+    if out is None:
+        return np.empty((adata.n_obs, width), np.float32), adata, Seen()
+    if contexts is not None:
+        msg = "groupby= needs all cells in one run, and out= may go on with an earlier one: give one of the two"
+        raise ValueError(msg)
+    names = sha256("\n".join(adata.obs_names).encode()).hexdigest()
+    store = EmbeddingStore.open(out, (adata.n_obs, width), params | {"obs_names": names}, overwrite=overwrite)
+    return store, adata[store.start :] if store.start else adata, store.seen
+
+
+def _sum(first: Seen, second: Seen) -> Seen:
+    return Seen(**{name: value + getattr(second, name) for name, value in asdict(first).items()})
+
+
+def _gene_embeddings(model: Model, match: GeneMatch) -> np.ndarray:
+    """(n_vars, D), the normalised table's rows; NaN where unmatched."""
+    found = np.full((len(match.ids), model.config.d_model), np.nan, np.float32)
+    matched = match.ids >= 0
+    with torch.inference_mode():
+        found[matched] = model.backbone.genes(torch.from_numpy(match.ids[matched])).numpy()
+    return found
+
+
+def _spread(contexts: Contexts, match: GeneMatch) -> np.ndarray:
+    """(n_groups, n_genes, D) of collected genes -> (n_vars, n_groups, D)."""
+    mean = contexts.mean()
+    found = np.full((len(match.ids), mean.shape[0], mean.shape[2]), np.nan, np.float32)
+    matched = match.ids >= 0
+    found[matched] = mean.transpose(1, 0, 2)[np.searchsorted(contexts.genes, match.ids[matched])]
+    return found
+
+
+def _params(
+    model: Model, match: GeneMatch, tokenizer: Tokenizer, *, layer: str | None, unit_norm: bool
+) -> dict[str, Any]:
+    """What is needed to repeat the run, in types that h5ad holds."""
+    return {
+        "model": model.name,
+        "weights_sha256": model.sha256,
+        "seed": tokenizer.seed,
+        "layer": "X" if layer is None else layer,
+        "max_length": tokenizer.max_length,
+        "ties": "spread" if tokenizer.spread else "upper",
+        "n_bins": tokenizer.n_bins,
+        "unit_norm": unit_norm,
+        "n_genes_matched": match.n_matched,
+        "gene_column": match.column,
+        "genes_sha256": sha256("\n".join(match.names.tolist()).encode()).hexdigest(),
+        "scgpt_tl": scgpt_tl.__version__,
+        "torch": torch.__version__,
+    }
