@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from scgpt_tl import __version__
 from scgpt_tl.core.config import ModelConfig
-from scgpt_tl.genes.bundle import FORMAT, read_bundle
+from scgpt_tl.genes.bundle import FORMAT, Bundle, read_bundle
 from scgpt_tl.models._coverage import compare
 from scgpt_tl.models._folder import written_beside
 from scgpt_tl.models._weights import HEADS, adopt, fingerprint, shapes, skeleton
@@ -66,6 +66,7 @@ def read(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     head = json.loads(file.read_text(encoding="utf-8"))
     _compare_hash(head, "vocab_sha256", bundle.vocab.sha256, folder / "vocab.json", file)
+    _check_vocabulary(head["config"], bundle)
     network = _network(head["config"], file)
     state = _read_weights(bundle.weights_file)
     absent = [name for name in HEADS if name not in network.config.heads]
@@ -86,10 +87,19 @@ def read(folder: Path) -> dict[str, Any]:
     }
 
 
+def _check_vocabulary(values: dict[str, Any], bundle: Bundle) -> None:
+    vocab = bundle.vocab
+    found = {"n_tokens": len(vocab), "pad_id": vocab.pad_id, "cls_id": vocab.cls_id}
+    wrong = [f"{key} is {values.get(key)!r} and vocab.json has {n}" for key, n in found.items() if values.get(key) != n]
+    if wrong:
+        msg = f"{bundle.path / 'config.json'} does not belong to its vocabulary: {'; '.join(wrong)}; fetch both again"
+        raise ValueError(msg)
+
+
 def _network(values: dict[str, Any], file: Path) -> Network:
     try:
         return skeleton(ModelConfig.from_dict(values))
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # torch asserts some of its arguments
         msg = f"{file}: 'config' describes no network of this package ({error}); fetch it again or use a newer release"
         raise ValueError(msg) from error
 

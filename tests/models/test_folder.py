@@ -1,0 +1,109 @@
+"""Folders appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from scgpt_tl.models._folder import written_beside
+from scgpt_tl.models.model import load_model
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device"), ValueError()])
+@pytest.mark.parametrize("stands", [False, True])
+def test_broken_off(make_model, tmp_path: Path, error: BaseException, stands: bool):
+    """Ctrl-C, a full disk, a bug: what stood there stands, and nothing is left lying about."""
+    target = tmp_path / "model"
+    if stands:
+        make_model().save(target)
+    before = everything(tmp_path)
+    with pytest.raises(type(error)) as raised, written_beside(target, overwrite=True) as beside:  # noqa: PT012
+        (beside / "config.json").write_text("{}")
+        raise error
+    assert everything(tmp_path) == before
+    if isinstance(error, OSError):
+        assert "could not be written" in str(raised.value)
+        assert "nothing was changed" in str(raised.value)
+
+
+def test_a_failing_last_step_brings_the_old_model_back(make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    target = make_model().save(tmp_path / "model")
+    before, rename = everything(tmp_path), Path.rename
+
+    def refuse(self: Path, to: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="nothing was changed"):
+        make_model(d_ff=8).save(target, overwrite=True)
+    monkeypatch.undo()
+    assert everything(tmp_path) == before
+
+
+def test_a_model_is_replaced_on_request_only(make_model, tmp_path: Path):
+    target = make_model().save(tmp_path / "model")
+    other = make_model(d_ff=8)
+    with pytest.raises(FileExistsError, match=r"holds a model already; .*overwrite=True"):
+        other.save(target)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        other.export_official(target)
+    other.export_official(target, overwrite=True)
+    assert sorted(p.name for p in target.iterdir()) == ["args.json", "best_model.pt", "vocab.json"]
+    assert load_model(target).sha256 == other.sha256
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_other_peoples_files_are_left_alone(make_model, tmp_path: Path, overwrite: bool):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="files that are no model"):
+        make_model().save(tmp_path, overwrite=overwrite)
+    with pytest.raises(FileExistsError, match="is a file"):
+        make_model().save(tmp_path / "thesis.txt", overwrite=overwrite)
+    assert everything(tmp_path) == {"thesis.txt": b"years of work"}
+
+
+def test_an_empty_folder_is_taken(make_model, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    assert load_model(make_model().save(tmp_path / "empty")).name == "toy"
+
+
+def test_what_a_killed_process_left_is_cleared(make_model, tmp_path: Path):
+    left = tmp_path / f".model.{os.getpid()}.tmp"
+    left.mkdir()
+    (left / "junk").write_text("half")
+    folder = make_model().save(tmp_path / "model")
+    assert not (folder / "junk").exists()
+    assert not left.exists()
+
+
+def test_a_place_that_cannot_be_written(make_model, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="could not be written"):
+        make_model().save(tmp_path / "file" / "model")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+def test_a_disk_that_fills_up_while_weights_are_written(make_model, tmp_path: Path):
+    """safetensors and torch tell it in errors of their own; a limit on file sizes stands for the full disk."""
+    import resource
+
+    model = make_model()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        for write in (model.save, model.export_official):
+            with pytest.raises(OSError, match=r"could not be written .*Free some space"):
+                write(tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert everything(tmp_path) == {}
