@@ -171,7 +171,7 @@ def _bin_layer(adata: AnnData, layer: str | None, *, n_bins: int, ties: Ties, se
     for start, block in matrix.blocks(_ROWS):
         _check_values(block, start, adata, layer)
         lengths.append(np.diff(block.indptr).astype(np.int64))
-        indices.append(block.indices.copy())  # a block may be a window on the user's own arrays
+        indices.append(block.indices)  # maybe a window on the user's own: concatenating copies it
         digits.append(bin_csr(block.indptr, block.indices, block.data, genes, n_bins=n_bins, ties=ties, seed=seed))
     indptr = np.cumsum(np.concatenate(lengths))
     n_empty = int(np.count_nonzero(np.diff(indptr) == 0))
