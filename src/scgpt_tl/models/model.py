@@ -87,7 +87,7 @@ class Model:
         """Fingerprint of all weights (names, types, shapes, bytes).
 
         Computed at every call, in about 0.3 s for 51 million parameters: torch keeps no reliable record of changes
-        (its fused optimisers leave a tensor's version as it was), and a stale fingerprint makes a saved folder unreadable.
+        (its fused optimisers leave a tensor's version as it was), and a saved folder with a stale one would not load.
         """
         return fingerprint(self.network.state_dict())
 

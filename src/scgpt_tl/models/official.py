@@ -191,7 +191,7 @@ def _load_tensors(file: Path) -> Mapping[str, Tensor]:
             f"Save its state_dict() alone, or fetch it again. torch says: {_first_line(error)}"
         )
         raise ValueError(msg) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # on damaged bytes torch raises whatever it stumbles over
         msg = f"{file} is no whole torch file ({_first_line(error)}); it may be truncated, fetch it again"
         raise ValueError(msg) from error
     if not isinstance(state, Mapping):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scgpt_tl.genes.bundle import Bundle
 
 _ZOO = "the table 'Pretrained scGPT Model Zoo' of https://github.com/bowang-lab/scGPT"
+_RETRIES = 2
 _DRIVE = "https://drive.google.com/drive/folders/"
 _PAPER = "Cui et al. 2024, Nature Methods 21:1470-1480, doi:10.1038/s41592-024-02201-0"
 _MIT = "MIT (the licence of the scGPT repository; no separate terms are given for the weights)"
@@ -211,7 +212,7 @@ def _download(entry: Entry, url: str) -> Path:
     unfinished = cache_folder() / "downloads" / entry.name
     target = cache_folder() / "models" / entry.name
     files = {name: f"sha256:{value}" for name, value in entry.files.items()}
-    store = pooch.create(path=unfinished, base_url=url.rstrip("/") + "/", registry=files, retry_if_failed=2)
+    store = pooch.create(path=unfinished, base_url=url.rstrip("/") + "/", registry=files, retry_if_failed=_RETRIES)
     for name in files:
         try:
             store.fetch(name)
