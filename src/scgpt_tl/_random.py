@@ -41,10 +41,22 @@ def mix64(x: Any) -> Any:
     return x ^ (x >> np.uint64(31))
 
 
-@jit()
-def stream_key(seed: Any, purpose: Any, epoch: Any) -> Any:
+def stream_key(seed: int | np.integer, purpose: int | np.integer, epoch: int | np.integer) -> np.uint64:
     """One word for (seed, purpose, epoch), computed once per pass."""
-    return mix64(mix64(mix64(np.uint64(seed)) ^ np.uint64(purpose)) ^ np.uint64(epoch))
+    # numba hands words back as Python integers, which it then cannot take again above 2**63
+    word = np.uint64(mix64(np.uint64(seed)))
+    for part in (purpose, epoch):
+        word = np.uint64(mix64(word ^ np.uint64(part)))
+    return word
+
+
+@jit()
+def mix_words(words: Any, stream: Any) -> Any:
+    """(n,) uint64 pseudo-random words of `words` (n,) uint64 under a stream."""
+    mixed = np.empty(len(words), np.uint64)
+    for i in range(len(words)):
+        mixed[i] = mix64(words[i] ^ np.uint64(stream))
+    return mixed
 
 
 @jit()

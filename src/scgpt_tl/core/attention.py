@@ -135,8 +135,8 @@ def sdpa_slices(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     parts = []
     for qs, qe, ks, ke, known in layout.spans:
         mask = None if known == ke else visible(qe - qs, ke - ks, known - ks, q.device)
-        heads_first = (t.transpose(0, 1)[None] for t in (q[qs:qe], k[ks:ke], v[ks:ke]))  # (1, H, L, E)
-        part = scaled_dot_product_attention(*heads_first, attn_mask=mask)[0].transpose(0, 1)
+        one_q, one_k, one_v = (t.transpose(0, 1)[None] for t in (q[qs:qe], k[ks:ke], v[ks:ke]))  # (1, H, L, E)
+        part = scaled_dot_product_attention(one_q, one_k, one_v, attn_mask=mask)[0].transpose(0, 1)
         if out is None:
             parts.append(part)
         else:
@@ -153,8 +153,8 @@ def sdpa_padded(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         rows = torch.arange(max(n_q), device=q.device)
         known = torch.tensor(n_known, device=q.device)[:, None, None]
         mask = ((keys < known) | (rows[:, None] == keys))[:, None]  # (B, 1, Mq, Mk); padded queries see themselves
-    padded = scaled_dot_product_attention(*(_to_padded(*p) for p in ((q, n_q), (k, n_k), (v, n_k))), attn_mask=mask)
-    return _to_packed(padded, n_q)
+    all_q, all_k, all_v = _to_padded(q, n_q), _to_padded(k, n_k), _to_padded(v, n_k)
+    return _to_packed(scaled_dot_product_attention(all_q, all_k, all_v, attn_mask=mask), n_q)
 
 
 def merged(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
@@ -171,6 +171,11 @@ def merged(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     return _to_packed(_Merged.apply(*padded, unknown[:, None], mask, most), n_q)
 
 
+# torch gives the log-sum-exp to nobody else
+_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001
+_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001
+
+
 class _Merged(torch.autograd.Function):
     """Attention over the first `most` keys merged with a diagonal term by log-sum-exp, and its exact gradient.
 
@@ -181,7 +186,7 @@ class _Merged(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, unknown: Tensor, mask: Tensor | None, most: int) -> Tensor:
         known_k, known_v = k[:, :, :most], v[:, :, :most]
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, known_k, known_v, attn_mask=mask)
+        out, lse = _FORWARD(q, known_k, known_v, attn_mask=mask)
         rows = q.shape[2]
         own = (q * k[:, :, :rows]).sum(-1, dtype=lse.dtype) * q.shape[-1] ** -0.5  # (B, H, Mq)
         own = own.masked_fill(~unknown, -torch.inf)
@@ -193,10 +198,10 @@ class _Merged(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         q, k, v, out, total, p, mask = ctx.saved_tensors
         rows, most, scale = q.shape[2], ctx.most, q.shape[-1] ** -0.5
-        dq, dk_known, dv_known = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        dq, dk_known, dv_known = _BACKWARD(
             grad, q, k[:, :, :most], v[:, :, :most], out, total, 0.0, False, attn_mask=mask
         )
         d_own = p * ((grad * v[:, :, :rows]).sum(-1, keepdim=True) - (grad * out).sum(-1, keepdim=True)) * scale
@@ -223,7 +228,8 @@ def torch_varlen(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
 
     _refuse_unknown("torch_varlen", layout)
     n_q, n_k, _ = layout.sizes
-    return varlen_attn(q, k, v, layout.cu_q.int(), layout.cu_k.int(), max(n_q), max(n_k))
+    out: Any = varlen_attn(q, k, v, layout.cu_q.int(), layout.cu_k.int(), max(n_q), max(n_k))
+    return out
 
 
 KERNELS: dict[str, Callable[..., Tensor]] = {

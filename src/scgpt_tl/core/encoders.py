@@ -50,7 +50,7 @@ class ContinuousValueEncoder(nn.Module):
 class Tables:
     """Encoders run once over everything they can be asked, for inference.
 
-    A gene's normalised embedding depends on the gene alone and a binned value is one of few, so looking both up is exact.
+    A gene's normalised embedding depends on the gene alone, and a binned value is one of few: looking both up is exact.
     """
 
     gene: Tensor
@@ -64,7 +64,7 @@ class Tables:
     def of(cls, genes: TableEncoder, values: nn.Module) -> Tables:
         """Tables of a network in eval mode."""
         gene = genes.norm(genes.table.weight)
-        if isinstance(values, nn.Identity):
+        if not isinstance(values, (TableEncoder, ContinuousValueEncoder)):
             return cls(gene, None)
         low, high = values.value_range
         grid = torch.arange(low, high + 1, device=gene.device, dtype=torch.float32)

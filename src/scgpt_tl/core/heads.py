@@ -55,7 +55,7 @@ class AffineHead(nn.Module):
         self.adaptive = adaptive
 
     def forward(self, x: Tensor, values: Tensor, batch: CellBatch) -> Prediction:
-        """(T, D), unbinned values (T,) -> (T,). `adaptive`: a, b >= 0 and b in units of the cell's mean non-zero value."""
+        """(T, D), unbinned values (T,) -> (T,). `adaptive`: a, b >= 0, b in units of the cell's mean non-zero value."""
         slope, offset = self.slope(x).squeeze(-1), self.offset(x).squeeze(-1)
         if self.adaptive:
             slope, offset = slope.relu(), offset.relu() * _mean_nonzero(values, batch)[batch.cell_index]
@@ -121,12 +121,18 @@ class ReverseGradient(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         return -ctx.scale * grad, None
 
 
 class Heads(nn.Module):
-    """The heads that a config names, and the batch and modality embeddings that join their input, equations (8), (9)."""
+    """The heads that a config names, and the batch and modality embeddings that join them, equations (8) and (9)."""
+
+    gep: ExpressionHead
+    gepc: CellExpressionHead
+    cls: ClassHead
+    dar: ClassHead
+    perturb: AffineHead
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -153,7 +159,7 @@ class Heads(nn.Module):
 
     def gene_expression(self, encoded: Encoded, batch: CellBatch) -> Prediction:
         """GEP of every token."""
-        return self.gep(_join(encoded.tokens, self._context(batch)))
+        return self.gep(_join(_given(encoded.tokens, "the encoded tokens"), self._context(batch)))
 
     def cell_expression(self, encoded: Encoded, batch: CellBatch, genes: Tensor) -> Prediction:
         """GEPC of every token; `genes` (T, D) are the gene encoder's embeddings of the tokens."""
@@ -169,9 +175,9 @@ class Heads(nn.Module):
         """(T, D) sum of batch and modality embeddings, or None."""
         parts = []
         if self.batches is not None:
-            parts.append(self.batches(_given(batch.batch, "batch"))[batch.cell_index])
+            parts.append(self.batches(_given(batch.batch, "CellBatch.batch"))[batch.cell_index])
         if self.modalities is not None:
-            parts.append(self.modalities(_given(batch.modality, "modality")))
+            parts.append(self.modalities(_given(batch.modality, "CellBatch.modality")))
         return sum(parts[1:], parts[0]) if parts else None
 
 
@@ -181,7 +187,7 @@ def _join(x: Tensor, context: Tensor | None) -> Tensor:
 
 def _given(x: Tensor | None, name: str) -> Tensor:
     if x is None:
-        msg = f"this model's heads need CellBatch.{name}"
+        msg = f"this model's heads need {name}, which is not given"
         raise ValueError(msg)
     return x
 

@@ -53,7 +53,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a two-layer perceptron, each with a residual; norms after (post) or on the stream (published_pre)."""
+    """Attention, then a perceptron, each with a residual; norms after both (post) or on the stream (published_pre)."""
 
     def __init__(self, attn: Attention, d_model: int, d_ff: int, *, dropout: float, norm_scheme: str):
         super().__init__()
@@ -86,7 +86,7 @@ class Block(nn.Module):
 class DomainNorm(nn.Module):
     """Batch normalisation over tokens with separate statistics per domain; each row follows its own domain.
 
-    With one domain and `affine` it is the published `bn`; else its domain-specific batch norm (DSBN), whose affine is off.
+    With one domain and `affine` it is the published `bn`; else its domain-specific one (DSBN), whose affine is off.
     """
 
     def __init__(self, d_model: int, n_domains: int, *, affine: bool, eps: float = 6.1e-5):

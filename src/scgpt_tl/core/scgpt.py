@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -106,7 +106,7 @@ class ScGPT(nn.Module):
         capture
             Names of inner results to hand back, see `Encoded.captured`.
         cell_only
-            Compute only what the cell embedding needs: in the last block queries, output and perceptron of `<cls>` alone.
+            Compute what the cell embedding needs: in the last block the query, output and perceptron of `<cls>` alone.
             Exact, and a saving of most of that block.
         cell_prompt
             (B, D) put in place of the `<cls>` input (the cell-prompt pass of section 4.3.3).
@@ -124,7 +124,7 @@ class ScGPT(nn.Module):
         for i, block in enumerate(self.blocks):
             last = i == len(self.blocks) - 1
             if f"attention.{i}" in capture:
-                captured[f"attention.{i}"] = block.maps(x, layout)
+                captured[f"attention.{i}"] = cast("Block", block).maps(x, layout)
             if last and cell_only:
                 one_each = torch.arange(batch.n_cells + 1, device=x.device)
                 cells = Layout(one_each, batch.cu_seqlens, known)

@@ -1,6 +1,6 @@
 """A corpus of studies, and its minibatches.
 
-    studies (CSR rows in memory) -> plan of an epoch: (study, rows, ratio) per minibatch -> tokenise -> hide -> CellBatch
+    studies (CSR rows in memory) -> plan of an epoch: a `Draw` per minibatch -> tokenise -> hide -> CellBatch
 
 The plan is a function of (seed, epoch), so a resumed run meets the same minibatches. A minibatch holds cells of one
 study: what tells two of its cells apart is then biology, not the laboratory.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from scgpt_tl._random import Purpose, mix64, name_keys, stream_key
+from scgpt_tl._random import Purpose, mix_words, name_keys, stream_key
 from scgpt_tl.tokens.corrupt import generative_split
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ class Study:
     @cached_property
     def keys(self) -> np.ndarray:
         """(n_obs,) uint64, tells rows of all studies apart, equal cells too."""
-        study = name_keys([self.name])[0]
-        return np.array([mix64(study ^ np.uint64(row)) for row in range(self.rows.shape[0])], np.uint64)
+        return mix_words(np.arange(self.rows.shape[0], dtype=np.uint64), name_keys([self.name])[0])
 
 
 @dataclass(frozen=True)
@@ -71,14 +70,14 @@ class Plan(Sampler[Draw]):
         return sum(-(-len(self._members(study)) // self.cells) for study in self.studies)
 
     def __iter__(self) -> Iterator[Draw]:
-        stream = stream_key(self.seed, int(Purpose.SHUFFLE), self.epoch)
+        stream = stream_key(self.seed, Purpose.SHUFFLE, self.epoch)
         draws = []
         for s, study in enumerate(self.studies):
             rows = self._members(study)
-            order = rows[np.argsort(_mixed(study.keys[rows], stream))]
+            order = rows[np.argsort(mix_words(study.keys[rows], stream))]
             parts = np.array_split(order, max(1, -(-len(order) // self.cells)))
             draws += [(s, part) for part in parts if len(part) > 1]
-        ranks = _mixed(np.arange(len(draws), dtype=np.uint64), stream)
+        ranks = mix_words(np.arange(len(draws), dtype=np.uint64), stream)
         for position in np.argsort(ranks):
             s, rows = draws[position]
             ratio = self.recipe.ratios[int(ranks[position] % np.uint64(len(self.recipe.ratios)))]
@@ -86,7 +85,7 @@ class Plan(Sampler[Draw]):
 
     def _members(self, study: Study) -> np.ndarray:
         """Rows that train, or those held out."""
-        share = _mixed(study.keys, stream_key(self.seed, int(Purpose.SHUFFLE), _HELD_OUT)) / 2.0**64
+        share = mix_words(study.keys, stream_key(self.seed, Purpose.SHUFFLE, _HELD_OUT)) / 2.0**64
         return np.flatnonzero((share >= self.held_out) == self.training)
 
 
@@ -108,8 +107,3 @@ class Minibatches(Dataset["CellBatch"]):
             epoch=draw.epoch,
             complement=self.recipe.two_views,
         )
-
-
-def _mixed(keys: np.ndarray, stream: int) -> np.ndarray:
-    """(n,) uint64 pseudo-random words of the keys."""
-    return np.array([mix64(np.uint64(stream) ^ key) for key in keys], np.uint64)

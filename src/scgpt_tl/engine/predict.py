@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
     from torch import Tensor
 
-    from scgpt_tl.core.scgpt import ScGPT, Tables
+    from scgpt_tl.core.encoders import Tables
+    from scgpt_tl.core.scgpt import ScGPT
     from scgpt_tl.tokens.batch import CellBatch
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class Compute:
             msg = f"device={self.device!r} is not a device; give 'auto', 'cpu', 'cuda' or 'cuda:0'"
             raise ValueError(msg) from error
         if device.type == "cuda" and not torch.cuda.is_available():
-            msg = f"device={self.device!r}: this machine has no usable CUDA device; device='auto' or 'cpu' computes here"
+            msg = f"device={self.device!r}: no usable CUDA device here; device='auto' or 'cpu' computes on this machine"
             raise ValueError(msg)
         return device
 
@@ -116,6 +117,7 @@ class Seen:
     """How often the minibatch was halved for want of memory."""
 
     def add(self, block: TokenBlock) -> None:
+        """Count a block."""
         self.n_cells += len(block.keys)
         self.n_empty += int((block.n_genes == 0).sum())
         self.n_sampled += int((block.n_genes > block.lengths - 1).sum())
@@ -238,7 +240,7 @@ class _Runner:
     def _run(self, batch: CellBatch, rows: np.ndarray) -> np.ndarray:
         batch = batch.to(self.device)
         encoded = self.backbone.encode(batch, cell_only=self.contexts is None, tables=self.tables)
-        if self.contexts is not None:
+        if self.contexts is not None and encoded.tokens is not None:
             self.contexts.add(batch, encoded.tokens, rows)
         return encoded.cell.float().cpu().numpy()
 

@@ -22,7 +22,7 @@ class Recipe:
 
     name: str
     weights: Mapping[str, float]
-    """Objective -> weight. `gep`, `gepc`: gene-prompt pass; `prompt`: cell-prompt pass; `contrast`: two views of a cell."""
+    """Objective -> weight. `gep`, `gepc`: gene-prompt pass; `prompt`: cell-prompt pass; `contrast`: two views."""
     ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
     """Shares of unknown genes, one drawn per minibatch (section 4.3)."""
     detach_prompt: bool = True
@@ -78,7 +78,8 @@ def losses(network: Network, batch: CellBatch, recipe: Recipe) -> Losses:
             heads.cell_expression(encoded, batch, genes).value / scale, target, hidden
         )
     if "contrast" in asked:
-        parts["contrast"] = objectives.contrast(*encoded.cell.chunk(2), temperature=recipe.temperature)
+        first, second = encoded.cell.chunk(2)
+        parts["contrast"] = objectives.contrast(first, second, recipe.temperature)
     if "prompt" in asked:
         prompt = encoded.cell.detach() if recipe.detach_prompt else encoded.cell
         parts["prompt"] = expression_loss(backbone.encode(batch, cell_prompt=prompt))

@@ -14,11 +14,12 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, svds
 
-from scgpt_tl.engine.data import Study
 from scgpt_tl.tokens.tokenize import Tokenizer
 
 if TYPE_CHECKING:
     import torch
+
+    from scgpt_tl.engine.data import Study
 
 _RAREST = 1e-3  # share of cells below which a gene gains no more weight
 

@@ -45,9 +45,8 @@ class EmbeddingStore:
         mark = json.loads(json.dumps(run))  # as it reads back
         if path.exists() and not overwrite:
             return cls._resume(path, shape, mark)
-        array = zarr.create_array(
-            store=path, shape=shape, chunks=(ROWS, shape[1]), dtype="float32", overwrite=overwrite, fill_value=float("nan")
-        )
+        options: dict[str, Any] = {"dtype": "float32", "fill_value": float("nan"), "overwrite": overwrite}
+        array = zarr.create_array(store=path, shape=shape, chunks=(ROWS, shape[1]), **options)
         array.attrs.update({"format": _FORMAT, "run": mark, "rows_done": 0, "seen": asdict(Seen())})
         return cls(array, 0, Seen())
 
@@ -56,7 +55,7 @@ class EmbeddingStore:
         try:
             array = zarr.open_array(store=path, mode="r+")
         except (FileNotFoundError, ValueError, OSError) as error:
-            msg = f"out={str(path)!r} exists and is no embedding of ours: give another path, or overwrite=True if it may go"
+            msg = f"out={str(path)!r} is no embedding of ours: give another path, or overwrite=True if it may go"
             raise FileExistsError(msg) from error
         held = array.attrs.get("run")
         if array.attrs.get("format") != _FORMAT or array.shape != shape or held != mark:
@@ -66,7 +65,8 @@ class EmbeddingStore:
                 "or overwrite=True if it may go"
             )
             raise FileExistsError(msg)
-        return cls(array, int(array.attrs["rows_done"]), Seen(**array.attrs["seen"]))
+        state: dict[str, Any] = dict(array.attrs)
+        return cls(array, int(state["rows_done"]), Seen(**state["seen"]))
 
     def __setitem__(self, rows: slice, values: np.ndarray) -> None:
         self.array[self.start + rows.start : self.start + rows.stop] = values

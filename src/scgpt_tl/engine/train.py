@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -20,35 +19,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scgpt_tl.core.scgpt import Network
+    from scgpt_tl.engine.config import TrainConfig
     from scgpt_tl.tokens.batch import CellBatch
 
 logger = logging.getLogger(__name__)
 
 _LAST = "last"  # checkpoint file, without suffix
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train; the one source of these options."""
-
-    epochs: int = 10
-    cells: int = 64
-    """Cells per minibatch."""
-    max_length: int = 256
-    """Tokens of a cell in training, `<cls>` included; another sample of a longer cell's genes in each epoch."""
-    learning_rate: float = 1e-3
-    """Peak of the schedule: linear warm-up, then cosine to a tenth."""
-    warmup: float = 0.05
-    """Share of all steps."""
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    """Largest gradient norm."""
-    held_out: float = 0.02
-    """Share of cells that only validate."""
-    device: str = "auto"
-    precision: str = "auto"
-    """`auto`: bf16-mixed on CUDA, 32-true elsewhere."""
-    progress: bool = True
 
 
 class Trainee(lightning.LightningModule):
@@ -62,7 +38,7 @@ class Trainee(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: CellBatch, batch_idx: int) -> None:
         """Dropout follows (seed, step) alone, so that a resumed run repeats it."""
-        torch.manual_seed(int(stream_key(self.seed, int(Purpose.DROPOUT), self.global_step)) >> 1)
+        torch.manual_seed(int(stream_key(self.seed, Purpose.DROPOUT, self.global_step)) >> 1)
 
     def training_step(self, batch: CellBatch, batch_idx: int) -> torch.Tensor:
         return self._step(batch, "train")
@@ -123,7 +99,9 @@ def fit(
     )
     data = Minibatches(studies, recipe, seed)
     trainee = Trainee(network, recipe, train, steps=train.epochs * len(plan), seed=seed)
-    saver = ModelCheckpoint(dirpath=folder, filename=_LAST, save_top_k=1, every_n_epochs=1, save_on_train_epoch_end=True)
+    saver = ModelCheckpoint(
+        dirpath=folder, filename=_LAST, save_top_k=1, every_n_epochs=1, save_on_train_epoch_end=True
+    )
     last = folder / f"{_LAST}.ckpt"
     found = last if resume and last.exists() else None
     if found:
@@ -153,8 +131,3 @@ def _trainer(train: TrainConfig, folder: Path, saver: ModelCheckpoint, *, valida
         limit_val_batches=1.0 if validate else 0,
         use_distributed_sampler=False,
     )
-
-
-def describe(train: TrainConfig) -> dict[str, Any]:
-    """Options as plain values, for provenance."""
-    return asdict(train)

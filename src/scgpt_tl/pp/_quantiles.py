@@ -273,7 +273,7 @@ def bin_csr(
     from numba import get_num_threads
 
     out = np.empty(len(data), bin_dtype(n_bins))
-    stream = np.uint64(stream_key(np.uint64(seed), np.uint64(Purpose.TIES), np.uint64(0)))
+    stream = stream_key(seed, Purpose.TIES, 0)
     n_threads = get_num_threads() if len(data) >= _THREAD_WORTH else 1
     if data.dtype not in (np.float32, np.float64, np.int32, np.int64):  # few compiled versions; these are exact
         data = data.astype(np.float64)

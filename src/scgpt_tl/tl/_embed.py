@@ -58,7 +58,7 @@ class _Keys:
         return cls(key_added, key_added, f"{key_added}_context", key_added)
 
 
-def scgpt_embed(
+def scgpt_embed(  # noqa: PLR0913 (each is a choice of its own; how to compute is grouped)
     adata: AnnData,
     *,
     model: str | Path | Model = "pbmc-mini",
@@ -150,7 +150,9 @@ def scgpt_embed(
     device = how.torch_device()
     loaded = load_model(model)
     if loaded.config.input_norm == "domain":
-        msg = f"model {loaded.name!r} normalises each batch apart and was fine-tuned to integrate: use tl.scgpt_integrate"
+        msg = (
+            f"model {loaded.name!r} was fine-tuned to integrate and normalises each batch apart: use tl.scgpt_integrate"
+        )
         raise ValueError(msg)
     report = check_input(adata, loaded, layer=layer, max_length=max_length)
     report.raise_for_errors()
@@ -205,9 +207,7 @@ def _tokenizer(model: Model, match: GeneMatch, max_length: int | None, seed: int
     )
 
 
-def _contexts(
-    adata: AnnData, groupby: str | None, match: GeneMatch, width: int
-) -> tuple[np.ndarray, Contexts | None]:
+def _contexts(adata: AnnData, groupby: str | None, match: GeneMatch, width: int) -> tuple[np.ndarray, Contexts | None]:
     """Names of the groups and the collector of contextual gene embeddings."""
     if groupby is None:
         return np.array([], str), None

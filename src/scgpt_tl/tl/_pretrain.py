@@ -7,11 +7,12 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anndata
+import anndata as ad
 import numpy as np
 import torch
 from scipy import sparse
@@ -20,10 +21,11 @@ import scgpt_tl
 from scgpt_tl._random import as_seed
 from scgpt_tl.core.config import ModelConfig
 from scgpt_tl.core.scgpt import Network
+from scgpt_tl.engine.config import TrainConfig
 from scgpt_tl.engine.data import Study
 from scgpt_tl.engine.recipes import GENERATIVE_CONTRAST, Recipe
 from scgpt_tl.engine.start import start_from, svd_table
-from scgpt_tl.engine.train import TrainConfig, describe, fit
+from scgpt_tl.engine.train import fit
 from scgpt_tl.genes.vocab import GeneVocab
 from scgpt_tl.models.model import Model, load_model
 from scgpt_tl.pp._blocks import open_layer
@@ -104,11 +106,11 @@ def scgpt_pretrain(
     train, seed, out = train or TrainConfig(), as_seed(rng), Path(out)
     cells = _read(data)
     vocab = _vocabulary(cells.values(), min_cells)
-    config = ModelConfig(
-        n_tokens=len(vocab), pad_id=vocab.pad_id, cls_id=vocab.cls_id, flag_unknown=True, dropout=0.1, **SIZES[size]
-    )
+    shape: dict[str, Any] = {"n_tokens": len(vocab), "pad_id": vocab.pad_id, "cls_id": vocab.cls_id, **SIZES[size]}
+    config = ModelConfig(**shape, flag_unknown=True, dropout=0.1)
     studies = [
-        Study(name, rows, _tokenizer(genes, vocab, config, train.max_length, seed)) for name, (rows, genes) in cells.items()
+        Study(name, rows, _tokenizer(genes, vocab, config, train.max_length, seed))
+        for name, (rows, genes) in cells.items()
     ]
     run = _run(studies, vocab, size=size, train=train, recipe=recipe, seed=seed)
     if done := _finished(out, run, resume=resume, overwrite=overwrite):
@@ -133,7 +135,7 @@ def _read(data: Any) -> dict[str, tuple[sparse.csr_matrix, list[str]]]:
         if name in found:
             msg = f"two files are named {name!r}: their names tell studies apart, rename one"
             raise ValueError(msg)
-        adata = anndata.read_h5ad(item) if isinstance(item, Path) else item
+        adata = ad.read_h5ad(item) if isinstance(item, Path) else item
         blocks = [block for _, block in open_layer(adata).blocks(_ROWS)]
         rows = sparse.vstack(blocks, format="csr") if blocks else sparse.csr_matrix(adata.shape)
         if not np.isfinite(rows.data).all() or (rows.data < 0).any():
@@ -154,7 +156,7 @@ def _items(data: Any) -> list[Any]:
             msg = f"{path} does not exist; give h5ad files, a folder of them, or AnnData"
             raise FileNotFoundError(msg)
         return sorted(path.rglob("*.h5ad")) if path.is_dir() else [path]
-    if isinstance(data, anndata.AnnData):
+    if isinstance(data, ad.AnnData):
         return [data]
     return [item for part in data for item in _items(part)]
 
@@ -206,8 +208,8 @@ def _run(
         }
         for study in studies
     ]
-    options = {k: v for k, v in describe(train).items() if k not in ("progress", "device", "precision")}
-    asked = {"name": recipe.name, "weights": dict(recipe.weights), "ratios": list(recipe.ratios)}
+    options = {k: v for k, v in asdict(train).items() if k not in ("progress", "device", "precision")}
+    asked: dict[str, Any] = {"name": recipe.name, "weights": dict(recipe.weights), "ratios": list(recipe.ratios)}
     asked |= {"detach_prompt": recipe.detach_prompt, "temperature": recipe.temperature}
     run = {"data": data, "size": size, "train": options, "recipe": asked, "seed": seed, "vocab_sha256": vocab.sha256}
     return json.loads(json.dumps(run))
@@ -258,8 +260,8 @@ A scGPT of size "{provenance["size"]}" pretrained by `scgpt_tl.tl.scgpt_pretrain
 {studies}
 
 {train["epochs"]} epochs of {train["cells"]} cells a step, up to {train["max_length"]} tokens a cell, recipe
-"{provenance["recipe"]["name"]}" {provenance["recipe"]["weights"]}, seed {provenance["seed"]}. {train["held_out"]:.0%} of
-the cells were held out for the second column.
+"{provenance["recipe"]["name"]}" {provenance["recipe"]["weights"]}, seed {provenance["seed"]}.
+{train["held_out"]:.0%} of the cells were held out for the second column.
 
 | epoch | training loss | held-out loss |
 |---|---|---|

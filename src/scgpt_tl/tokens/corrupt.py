@@ -45,7 +45,7 @@ def generative_split(
         Return 2 B cells: after the B cells come the same with known and unknown genes exchanged, so that the two
         `<cls>` of a cell have seen disjoint halves of it.
     """
-    stream = stream_key(seed, int(Purpose.SPLIT), epoch)
+    stream = stream_key(seed, Purpose.SPLIT, epoch)
     ids, values, offsets = (t.numpy() for t in (batch.gene_ids, batch.values, batch.cu_seqlens))
     order, known = _split(ids, offsets, keys, gene_keys, stream, ratio, False)
     first = _arranged(batch, ids, values, order, known)
@@ -70,9 +70,7 @@ def _arranged(batch: CellBatch, ids: Any, values: Any, order: Any, known: Any) -
 
 
 @jit(nogil=True)
-def _split(
-    ids: Any, offsets: Any, keys: Any, gene_keys: Any, stream: Any, ratio: Any, swap: Any
-) -> tuple[Any, Any]:
+def _split(ids: Any, offsets: Any, keys: Any, gene_keys: Any, stream: Any, ratio: Any, swap: Any) -> tuple[Any, Any]:
     """Order (T,) that puts known genes first, and known (T,) in that order; `<cls>` stays first and known."""
     order = np.empty(len(ids), np.int64)
     known = np.zeros(len(ids), np.bool_)

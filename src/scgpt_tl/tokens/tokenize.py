@@ -92,16 +92,16 @@ class Tokenizer:
         sources
             (B,) uint64 added to the cells' keys, so that training tells apart cells of equal content.
         """
-        ids, values, offsets, n_genes, keys = _tokenize(
+        ids, values, offsets, n_genes, keys = _tokenize(  # one set of types: compiled once
             rows.indptr.astype(np.int64),
-            rows.indices,
-            rows.data,
+            rows.indices.astype(np.int32, copy=False),
+            rows.data.astype(np.float64, copy=False),
             self.column_ids,
             self.gene_keys,
             np.zeros(rows.shape[0], np.uint64) if sources is None else sources,
             (self.cls_id, self.cls_value, self.n_bins, self.spread, self.max_length - 1),
-            stream_key(self.seed, int(Purpose.TIES), 0),
-            stream_key(self.seed, int(Purpose.TRUNCATE), epoch),
+            stream_key(self.seed, Purpose.TIES, 0),
+            stream_key(self.seed, Purpose.TRUNCATE, epoch),
         )
         return TokenBlock(ids, values, offsets, n_genes, keys)
 
@@ -123,11 +123,11 @@ def ahead(rows: Iterable[tuple[int, csr_matrix]], tokenizer: Tokenizer) -> Itera
 
 @jit()
 def _gather(indices: Any, data: Any, column_ids: Any, ids: Any, values: Any) -> Any:
-    """One row's genes into `ids`, `values`: known to the vocabulary, sorted, duplicates summed. Returns their number."""
+    """One row's genes of the vocabulary into `ids`, `values`: sorted, duplicates summed. Returns how many."""
     n = 0
     ascending = True
     for j in range(len(indices)):
-        gene, value = column_ids[indices[j]], np.float64(data[j])
+        gene, value = column_ids[indices[j]], data[j]
         if gene < 0 or value == 0:
             continue
         ascending &= n == 0 or gene > ids[n - 1]
