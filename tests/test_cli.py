@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import anndata as ad
 import numpy as np
 import pytest
+import zarr
 
 import scgpt_tl
 from scgpt_tl import cli, tl
@@ -36,8 +37,6 @@ def calls(monkeypatch):
         seen.append({"model": model, "key_added": key_added, "out": out, "backed": adata.isbacked, **options})
         emb = np.arange(adata.n_obs * 3, dtype=np.float32).reshape(-1, 3)
         if out is not None:
-            import zarr
-
             zarr.save_array(out, emb)
             return
         adata.obsm[key_added or "X_scGPT"] = emb
@@ -194,14 +193,31 @@ def test_wrong_command_line_is_2():
             cli.main(arguments)
 
 
-def test_check_prints_the_report(stored, monkeypatch, capsys):
-    from scgpt_tl import pp
+def test_check_prints_the_report(counts, stored, tiny, tmp_path, capsys):
+    assert cli.main(["check", str(stored), "--model", str(tiny)]) == 0
+    assert "40 cells x 60 genes, .X: counts" in capsys.readouterr().out
+    counts.X.data[0] = -1
+    counts.write_h5ad(tmp_path / "bad.h5ad")
+    assert cli.main(["check", str(tmp_path / "bad.h5ad"), "--model", str(tiny)]) == 1
+    shown = capsys.readouterr()
+    assert "verdict" in shown.out
+    assert "negative" in shown.err
 
-    monkeypatch.setitem(
-        vars(pp), "check_input", lambda adata, model, **o: f"{adata.n_obs} {adata.isbacked} {model} {o}"
-    )
-    assert cli.main(["check", str(stored), "--model", "m", "--layer", "raw"]) == 0
-    assert capsys.readouterr().out == "40 True m {'layer': 'raw', 'max_length': None}\n"
+
+@pytest.mark.parametrize("suffix", ["h5ad", "npy", "zarr"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # zarr says that its v3 format is young
+def test_embed_for_real(counts, stored, tiny, tmp_path, suffix):
+    out = tmp_path / f"o.{suffix}"
+    assert cli.main(["embed", str(stored), "--out", str(out), "--model", str(tiny), "--device", "cpu"]) == 0
+    tl.scgpt_embed(counts, model=tiny, progress=False)
+    if suffix == "h5ad":
+        written = ad.read_h5ad(out)
+        found = written.obsm["X_scGPT"]
+        np.testing.assert_array_equal(written.varm["scGPT"], counts.varm["scGPT"])
+        assert written.uns["scgpt"]["params"]["weights_sha256"] == counts.uns["scgpt"]["params"]["weights_sha256"]
+    else:
+        found = np.load(out) if suffix == "npy" else zarr.open_array(out, mode="r")[:]
+    np.testing.assert_allclose(found, counts.obsm["X_scGPT"], atol=1e-6)
 
 
 def test_models_lists_names(capsys):

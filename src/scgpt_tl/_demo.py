@@ -84,12 +84,11 @@ def run_demo(
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("umap.png", "pbmc.h5ad"):
         check_target(folder / name, overwrite=True)
-    adata, notes = _read(data)
+    adata, about = _read(data)
+    say(about)
     label, note = _labels(adata, labels_key)
-    notes += [SEEN] if data is None and str(model) == "pbmc-mini" else []
-    notes += [note] if note else []
-    for line in notes:
-        say(line)
+    seen = SEEN if data is None and str(model) == "pbmc-mini" else ""
+    notes = tuple(line for line in (note, seen) if line)
     embed(adata, model=model, layer=layer, device=device, say=say)
     with _step(say, "neighbours, Leiden, UMAP"):
         _arrange(adata)
@@ -98,7 +97,7 @@ def run_demo(
         _draw(adata, label, Path(model).name, folder / "umap.png")
         with replacing(folder / "pbmc.h5ad") as beside:
             adata.write_h5ad(beside)
-    return Demo(table, tuple(notes), folder / "umap.png", folder / "pbmc.h5ad", time.perf_counter() - start)
+    return Demo(table, notes, folder / "umap.png", folder / "pbmc.h5ad", time.perf_counter() - start)
 
 
 def embed(
@@ -118,11 +117,12 @@ def embed(
         adata.obsm[PCA] = metrics.hvg_pca(adata.X if layer is None else adata.layers[layer])
 
 
-def _read(data: str | Path | None) -> tuple[AnnData, list[str]]:
+def _read(data: str | Path | None) -> tuple[AnnData, str]:
+    """The cells, and a line that says what they are."""
     from scgpt_tl import datasets
 
     if data is None:
-        return datasets.pbmc68k_reduced(), [BUNDLED]
+        return datasets.pbmc68k_reduced(), BUNDLED
     import anndata as ad
     import numpy as np
 
@@ -134,12 +134,12 @@ def _read(data: str | Path | None) -> tuple[AnnData, list[str]]:
     if adata.n_obs > MOST_CELLS:
         msg = f"{path.name} has {adata.n_obs:,} cells and the demo takes {MOST_CELLS:,} at most: use scgpt-tl embed"
         raise ValueError(msg)
-    notes = [f"Data: {path.name}, {adata.n_obs:,} cells x {adata.n_vars:,} genes."]
     values = getattr(adata.X, "data", adata.X)
+    about = ""
     if adata.raw is not None and np.size(values) and np.min(values) < 0:
         adata = adata.raw.to_adata()
-        notes.append(f".X has negative values (scaled); its .raw is used instead, {adata.n_vars:,} genes.")
-    return adata, notes
+        about = " .X has negative values (scaled), so .raw is read."
+    return adata, f"Data: {path.name}, {adata.n_obs:,} cells x {adata.n_vars:,} genes.{about}"
 
 
 def _labels(adata: AnnData, labels_key: str | None) -> tuple[str | None, str]:

@@ -1,7 +1,7 @@
 """The command line `scgpt-tl`. Everything heavy is imported inside a command, so `--help` is quick.
 
-Exit codes: 0 done; 1 an error, told in one line; 2 a wrong command line; 130 interrupted, 143 terminated: nothing half
-written is left.
+Exit codes: 0 done; 1 an error, told in one line; 2 a wrong command line; 130 interrupted, 143 terminated: no half file
+is left, and a .zarr goes on where it was when the same command is given again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             args.run(args)
         except KeyboardInterrupt:
-            print("scgpt-tl: interrupted; nothing half written was left", file=sys.stderr)
+            print("scgpt-tl: interrupted; no half file is left (a .zarr goes on when called again)", file=sys.stderr)
             return 130
         except Exception as error:  # noqa: BLE001 - a command line ends in one line, whatever it was
             if args.debug:
@@ -138,7 +138,7 @@ def _embed(args: argparse.Namespace) -> None:
         raise ValueError(msg)
     adata = _open(source, args.layer)
     need = source.stat().st_size if kind == ".h5ad" and source.is_file() else 0
-    check_target(out, n_bytes=need, overwrite=args.overwrite)
+    check_target(out, n_bytes=need, overwrite=args.overwrite or kind == ".zarr")  # a .zarr that was cut off goes on
     from scgpt_tl import tl
 
     options = {name: value for name in _EMBED_OPTIONS if (value := getattr(args, name)) is not None}
@@ -214,7 +214,9 @@ def _write(adata: AnnData, source: Path, target: Path, key_added: str | None) ->
 def _check(args: argparse.Namespace) -> None:
     from scgpt_tl import pp
 
-    print(pp.check_input(_open(args.input, args.layer), args.model, layer=args.layer, max_length=args.max_length))
+    report = pp.check_input(_open(args.input, args.layer), args.model, layer=args.layer, max_length=args.max_length)
+    print(report)
+    report.raise_for_errors()
 
 
 def _models(args: argparse.Namespace) -> None:  # noqa: ARG001 - every command is called alike
@@ -240,7 +242,8 @@ def _demo(args: argparse.Namespace) -> None:
     )  # fmt: skip
     print()
     if made.table is not None:
-        print(made.table[["NMI", "ARI", "ASW", "AvgBIO", "n_clusters"]].to_string(float_format="{:.3f}".format))
+        shown = made.table[["NMI", "ARI", "ASW", "AvgBIO", "n_clusters"]].rename_axis(None)
+        print(shown.to_string(float_format="{:.3f}".format))
         print(made.table.attrs["verdict"])
     for note in made.notes:
         print(note)

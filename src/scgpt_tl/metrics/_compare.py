@@ -13,7 +13,7 @@ from scgpt_tl.metrics._clustering import RESOLUTIONS, cluster_scores
 if TYPE_CHECKING:
     from anndata import AnnData
 
-#: Differences of AvgBIO below this are called level: Leiden's seed alone moves it as much.
+#: Differences of AvgBIO below this are called level: see docs/evaluation.md for how much seeds and cells move it.
 LEVEL = 0.01
 
 _MAKERS = {

@@ -101,7 +101,7 @@ def _panels(ax: Axes | Sequence[Axes] | None, n: int) -> list[Axes]:
     if ax is None:
         _, drawn = plt.subplots(1, n, figsize=(4.6 * n, 5.4), squeeze=False, layout="constrained")
         return list(drawn[0])
-    given = [ax] if not isinstance(ax, (Sequence, np.ndarray)) else list(np.ravel(ax))
+    given: list[Any] = np.ravel(np.asarray(ax, dtype=object)).tolist()  # one, a list, or what plt.subplots gives
     if len(given) != n:
         msg = f"{len(given)} Axes for {n} panel(s); give one for each, or none"
         raise ValueError(msg)
@@ -111,8 +111,8 @@ def _panels(ax: Axes | Sequence[Axes] | None, n: int) -> list[Axes]:
 def _draw(ax: Axes, points: np.ndarray, values: pd.Series, size: float, columns: int | None) -> None:
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
         known = values.notna().to_numpy()
-        ax.scatter(*points[~known].T, s=size, c=_NONE, linewidths=0, rasterized=True)
-        drawn = ax.scatter(*points[known].T, s=size, c=values[known], cmap="cividis", linewidths=0, rasterized=True)
+        _points(ax, points[~known], s=size, c=_NONE)
+        drawn = _points(ax, points[known], s=size, c=values[known], cmap="cividis")
         ax.figure.colorbar(drawn, ax=ax, location="bottom", shrink=0.7, label=str(values.name))
         return
     groups = values.astype("category")
@@ -126,25 +126,30 @@ def _draw(ax: Axes, points: np.ndarray, values: pd.Series, size: float, columns:
     missing = int((codes < 0).sum())
     if missing:
         handles.append(_handle(-1, f"no label ({missing:,})"))
-    widest = max((len(str(handle.get_label())) for handle in handles), default=1)
-    n_columns = columns or int(np.clip(72 // (widest + 4), 1, 8))
+    if not handles:
+        return
+    widest = max(len(str(handle.get_label())) for handle in handles)
+    rows = -(-len(handles) // int(np.clip(72 // (widest + 4), 1, 9)))
     ax.legend(
-        handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=n_columns, frameon=False, fontsize=8
-    )
+        handles=handles, ncols=columns or -(-len(handles) // rows), loc="upper center", bbox_to_anchor=(0.5, -0.07),
+        frameon=False, fontsize=8, columnspacing=1, handletextpad=0.2,
+    )  # fmt: skip
 
 
 def _scatter_groups(ax: Axes, points: np.ndarray, codes: np.ndarray, size: float) -> None:
     """Unlabelled cells first; the others in an order of no meaning, so that the last group does not hide the rest."""
-    ax.scatter(*points[codes < 0].T, s=size, c=_NONE, linewidths=0, rasterized=True)
+    _points(ax, points[codes < 0], s=size, c=_NONE)
     order = np.random.default_rng(0).permutation(len(points))
     order = order[codes[order] >= 0]
     shapes = codes[order] // len(PALETTE)
     for shape in np.unique(shapes):
         cells = order[shapes == shape]
         colors = [PALETTE[code % len(PALETTE)] for code in codes[cells]]
-        ax.scatter(
-            *points[cells].T, s=size, c=colors, marker=MARKERS[shape % len(MARKERS)], linewidths=0, rasterized=True
-        )
+        _points(ax, points[cells], s=size, c=colors, marker=MARKERS[shape % len(MARKERS)])
+
+
+def _points(ax: Axes, points: np.ndarray, **style: Any) -> Any:
+    return ax.scatter(points[:, 0], points[:, 1], linewidths=0, rasterized=True, **style)
 
 
 def _number(ax: Axes, points: np.ndarray, codes: np.ndarray, marks: Sequence[str]) -> None:
@@ -163,7 +168,7 @@ def _number(ax: Axes, points: np.ndarray, codes: np.ndarray, marks: Sequence[str
         free = order[room[order]]
         place = cells[free[0] if len(free) else order[0]]
         placed.append(place)
-        ax.text(*place, mark, ha="center", va="center", fontsize=9, fontweight="bold", path_effects=[halo])
+        ax.text(place[0], place[1], mark, ha="center", va="center", fontsize=9, fontweight="bold", path_effects=[halo])
 
 
 def _handle(code: int, label: str) -> Any:
