@@ -152,13 +152,13 @@ def _read_native(path: Path) -> tuple[dict[str, int], str]:
     if ties not in ("spread", "upper"):
         msg = f"{file}: config.ties is {ties!r}, expected 'spread' or 'upper'"
         raise ValueError(msg)
-    return {ours: _size(config, ours, None, file) for ours in _OFFICIAL}, ties
+    return {ours: _size(config, ours, file) for ours in _OFFICIAL}, ties
 
 
 def _read_official(path: Path) -> tuple[dict[str, int], str]:
     file = path / FILES["official"][0]
     args = _read_json(file)
-    return {ours: _size(args, theirs, default, file) for ours, (theirs, default) in _OFFICIAL.items()}, "spread"
+    return {ours: _size(args, theirs, file, default=default) for ours, (theirs, default) in _OFFICIAL.items()}, "spread"
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _size(fields: dict[str, Any], key: str, default: int | None, file: Path) -> int:
+def _size(fields: dict[str, Any], key: str, file: Path, *, default: int | None = None) -> int:
     value = fields.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         msg = f"{file}: {key} is {value!r}, expected a positive integer"

@@ -82,13 +82,13 @@ def check_input(adata: AnnData, model: Any, *, layer: str | None = None, max_len
         empty = f"the data set is empty ({adata.n_obs} cells x {adata.n_vars} genes); check how it was filtered"
         return replace(report, errors=(empty,))
     match = genes_of(adata, vocab)
-    report = _with_genes(report, adata, match, vocab.genes)
+    report = _with_genes(report, adata, match, n_genes=len(vocab.genes))
     try:
         matrix = open_layer(adata, layer)
     except (KeyError, ValueError, TypeError) as error:
         return _add(report, errors=[str(error.args[0])])
     scan = _scan(matrix, match)
-    return _with_estimate(_with_values(report, adata, scan), scan, sizes, len(vocab))
+    return _with_estimate(_with_values(report, adata, scan), scan, sizes, n_names=len(vocab))
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,14 @@ def _scan(matrix: Matrix, match: GeneMatch) -> _Scan:
         if not (np.isfinite(least) and np.isfinite(most)):
             bad = ~np.isfinite(data)
             found.n_nonfinite += int(bad.sum())
-            found.first_nonfinite = _first(found.first_nonfinite, start, block, bad)
+            if found.first_nonfinite < 0:
+                found.first_nonfinite = start + _first(block, bad)
             data = np.where(bad, 0, data)
             least, most = float(data.min()), float(data.max())
         if least < 0:
             found.n_negative += int((data < 0).sum())
-            found.first_negative = _first(found.first_negative, start, block, data < 0)
+            if found.first_negative < 0:
+                found.first_negative = start + _first(block, data < 0)
         found.least, found.most = min(found.least, least), max(found.most, most)
         if start < _GUESS_ROWS and found.whole and data.dtype.kind == "f":
             some = data[: block.indptr[min(_GUESS_ROWS - start, block.shape[0])]]
@@ -163,20 +165,18 @@ def _lengths(block: sparse.csr_matrix, ids: np.ndarray, *, distinct: bool) -> np
     return np.bincount(rows, minlength=block.shape[0]).astype(np.int32)
 
 
-def _first(before: int, start: int, block: sparse.csr_matrix, bad: np.ndarray) -> int:
+def _first(block: sparse.csr_matrix, bad: np.ndarray) -> int:
     """Row of the first value that is bad."""
-    if before >= 0:
-        return before
-    return start + int(np.searchsorted(block.indptr, np.flatnonzero(bad)[0], side="right")) - 1
+    return int(np.searchsorted(block.indptr, np.flatnonzero(bad)[0], side="right")) - 1
 
 
-def _with_genes(report: InputReport, adata: AnnData, match: GeneMatch, genes: tuple[str, ...]) -> InputReport:
+def _with_genes(report: InputReport, adata: AnnData, match: GeneMatch, *, n_genes: int) -> InputReport:
     n_held = len(np.unique(match.ids[match.ids >= 0]))
     report = replace(
         report,
         n_matched=match.n_matched,
         share=match.share,
-        vocab_share=n_held / len(genes),
+        vocab_share=n_held / n_genes,
         gene_column=match.column,
         species=match.species,
         duplicate_genes=match.duplicates,
@@ -292,7 +292,7 @@ def _value_notes(report: InputReport) -> Iterator[str]:
         )
 
 
-def _with_estimate(report: InputReport, scan: _Scan, sizes: _Sizes, n_names: int) -> InputReport:
+def _with_estimate(report: InputReport, scan: _Scan, sizes: _Sizes, *, n_names: int) -> InputReport:
     """FLOPs that embedding executes: the last block needs queries, output and MLP for `<cls>` alone."""
     d, inner, blocks = sizes.d_model, sizes.d_ff, sizes.n_layers
     length = np.minimum(scan.lengths, report.max_length - 1).astype(np.float64) + 1

@@ -117,7 +117,7 @@ class CsrFileReader(_FileReader):
         indptr = self.indptr[rows.start : rows.stop + 1]
         indices, data = self.read(int(indptr[0]), int(indptr[-1]))
         _check_range(indices, self.shape[1])
-        return build(data, indices, indptr - indptr[0], self.shape[1])
+        return build(data, indices, indptr - indptr[0], n_columns=self.shape[1])
 
     def step(self, rows: int) -> int:
         """See `Reader`."""
@@ -204,7 +204,7 @@ def compressed_format(group: Any) -> str:
     return str(kind).removesuffix("_matrix").removesuffix("_array")
 
 
-def build(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, n_columns: int) -> sparse.csr_matrix:
+def build(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, *, n_columns: int) -> sparse.csr_matrix:
     """CSR with int32 indices (one compiled kernel for all sources) and values in the machine's byte order."""
     small = np.int32 if max(n_columns, int(indptr[-1])) < 2**31 else np.int64
     parts = (as_native(data), indices.astype(small, copy=False), indptr.astype(small, copy=False))
@@ -215,7 +215,7 @@ def cut(matrix: sparse.csr_matrix, start: int, stop: int) -> sparse.csr_matrix:
     """Consecutive rows without copying the values."""
     indptr = matrix.indptr[start : stop + 1]
     inside = slice(int(indptr[0]), int(indptr[-1]))
-    return build(matrix.data[inside], matrix.indices[inside], indptr - indptr[0], matrix.shape[1])
+    return build(matrix.data[inside], matrix.indices[inside], indptr - indptr[0], n_columns=matrix.shape[1])
 
 
 def stack(parts: list[sparse.csr_matrix], shape: tuple[int, int], dtype: np.dtype[Any]) -> sparse.csr_matrix:
@@ -239,7 +239,7 @@ def _sparse(block: np.ndarray) -> sparse.csr_matrix:
     """Non-zeros of a dense block (NaN counts as one)."""
     filled = block != 0
     indptr = np.concatenate([[0], np.cumsum(filled.sum(axis=1))])
-    return build(block[filled], np.nonzero(filled)[1], indptr, block.shape[1])
+    return build(block[filled], np.nonzero(filled)[1], indptr, n_columns=block.shape[1])
 
 
 def _by_runs(reader: Reader, rows: np.ndarray) -> sparse.csr_matrix:
