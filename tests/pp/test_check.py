@@ -17,6 +17,7 @@ from scipy import sparse
 
 import scgpt_tl
 from scgpt_tl.genes.bundle import read_bundle
+from scgpt_tl.genes.table import GeneTable
 from scgpt_tl.genes.vocab import GeneVocab
 from scgpt_tl.pp import _check as module
 from scgpt_tl.pp._check import check_input
@@ -228,7 +229,7 @@ def test_repeated_names() -> None:
 def test_harmonised_genes_are_used() -> None:
     adata = make(genes=[f"x{i}" for i in range(10)])
     adata.var["gene_ids"] = GENES
-    scgpt_tl.pp.harmonize_genes(adata, MODEL)
+    scgpt_tl.pp.harmonize_genes(adata, MODEL, table=GeneTable({}, {}, {}, {}, source="none"))
     adata.var_names = [f"y{i}" for i in range(10)]
     del adata.var["gene_ids"]
     assert check_input(adata, MODEL).share == 1.0
