@@ -33,7 +33,7 @@ def test_the_data_folder_comes_first(folder):
     path = folder / "pbmc3k" / "pbmc3k.h5ad"
     path.parent.mkdir()
     ad.AnnData(np.eye(3, dtype=np.float32)).write_h5ad(path)
-    assert datasets._locate("pbmc3k") == path
+    assert datasets.locate("pbmc3k") == path
     assert datasets.pbmc3k().shape == (3, 3)
 
 
@@ -44,7 +44,7 @@ def test_absent_file_names_source_path_and_variable(folder, monkeypatch):
     assert str(folder) in str(error.value)
     monkeypatch.delenv(datasets.DATA_FOLDER)
     with pytest.raises(FileNotFoundError, match="SCGPT_TL_DATA names"):
-        datasets._locate("pbmc3k")
+        datasets.locate("pbmc3k")
 
 
 def test_unknown_name():
@@ -68,10 +68,10 @@ def test_download_is_checked_by_sha256(folder, tmp_path, monkeypatch, good):
     entry = replace(datasets.REGISTRY["pbmc3k"], url="https://example.org/some.h5ad", sha256=digest)
     monkeypatch.setitem(datasets.REGISTRY, "pbmc3k", entry)
     if good:
-        assert datasets._locate("pbmc3k").read_bytes() == b"data"
+        assert datasets.locate("pbmc3k").read_bytes() == b"data"
     else:
         with pytest.raises(ValueError, match="hash"):
-            datasets._locate("pbmc3k")
+            datasets.locate("pbmc3k")
 
 
 @pytest.mark.data

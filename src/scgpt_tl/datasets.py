@@ -15,14 +15,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["kang_ctrl12k", "load", "mixology_3protocol", "pbmc3k", "pbmc68k_reduced", "pbmc_donor_a", "pbmc_sorted_ref"]
+__all__ = [
+    "Entry",
+    "kang_ctrl12k",
+    "load",
+    "locate",
+    "mixology_3protocol",
+    "pbmc3k",
+    "pbmc68k_reduced",
+    "pbmc_donor_a",
+    "pbmc_sorted_ref",
+]
 
 #: Environment variable that names a folder with the files below.
 DATA_FOLDER = "SCGPT_TL_DATA"
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """Where a data set lies and where it comes from."""
 
     path: str
@@ -33,18 +43,16 @@ class _Entry:
     sha256: str | None = None
 
 
-REGISTRY: dict[str, _Entry] = {
-    "pbmc3k": _Entry(
-        "pbmc3k/pbmc3k.h5ad", "10x Genomics, 3k PBMCs from a healthy donor (Cell Ranger 1.1.0), CC BY 4.0"
-    ),
-    "pbmc_donor_a": _Entry("pbmc_donorA/pbmc_donorA.h5ad", "10x Genomics, frozen PBMCs (donor A), CC BY 4.0"),
-    "pbmc_sorted_ref": _Entry(
+REGISTRY: dict[str, Entry] = {
+    "pbmc3k": Entry("pbmc3k/pbmc3k.h5ad", "10x Genomics, 3k PBMCs from a healthy donor (Cell Ranger 1.1.0), CC BY 4.0"),
+    "pbmc_donor_a": Entry("pbmc_donorA/pbmc_donorA.h5ad", "10x Genomics, frozen PBMCs (donor A), CC BY 4.0"),
+    "pbmc_sorted_ref": Entry(
         "pbmc_sorted_ref/pbmc_sorted_ref.h5ad", "Zheng et al. 2017, doi:10.1038/ncomms14049, 10x Genomics, CC BY 4.0"
     ),
-    "kang_ctrl12k": _Entry(
+    "kang_ctrl12k": Entry(
         "kang_ctrl12k/kang_ctrl12k.h5ad", "Kang et al. 2018, doi:10.1038/nbt.4042, GEO accession GSE96583"
     ),
-    "mixology_3protocol": _Entry(
+    "mixology_3protocol": Entry(
         "mixology_3protocol/mixology_3protocol.h5ad",
         "Tian et al. 2019, doi:10.1038/s41592-019-0425-8, GEO accession GSE118767",
     ),
@@ -110,10 +118,10 @@ def load(name: str) -> AnnData:
     """
     import anndata as ad
 
-    return ad.read_h5ad(_locate(name))
+    return ad.read_h5ad(locate(name))
 
 
-def _locate(name: str) -> Path:
+def locate(name: str) -> Path:
     """Path of a data set: the data folder first, then this user's cache, filled by pooch and checked by sha256.
 
     Raises

@@ -56,6 +56,7 @@ def test_variable_genes_are_the_ones_kept():
     counts[40:, :8] = 0
     first = hvg_pca(counts, n_genes=12, n_components=2)[:, 0]
     assert (first[:40].max() < first[40:].min()) or (first[:40].min() > first[40:].max())
+    assert hvg_pca(counts, n_genes=12).shape == (80, 11)
 
 
 def test_dimensions_shrink_with_the_data(counts):

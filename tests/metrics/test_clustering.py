@@ -43,6 +43,11 @@ def test_nmi_and_ari_by_hand():
     assert c.ari(labels, clusters) == pytest.approx((4 - 6 * 7 / 15) / ((6 + 7) / 2 - 6 * 7 / 15))
 
 
+def test_cells_without_label_are_no_group_of_their_own():
+    assert c.nmi(["a", "a", "b", "b", None, None], [0, 0, 1, 1, 0, 1]) == pytest.approx(1)
+    assert c.ari(["a", "a", "b", "b", None, None], [0, 0, 1, 1, 0, 1]) == 1
+
+
 def test_asw_by_hand():
     # silhouettes of 0 1 | 10 12 on a line, (b - a) / max(a, b)
     points = np.array([[0.0], [1.0], [10.0], [12.0]])
