@@ -94,6 +94,15 @@ class TestReading:
             for tensor in model.network.state_dict().values():
                 assert any(start <= tensor.data_ptr() < end for start, end in spans)
 
+    def test_category_values_have_their_special_values_behind_the_bins(self, modules, tmp_path: Path):
+        state = OrderedDict(
+            (name.removeprefix("sd/category/"), torch.from_numpy(modules[name]))
+            for name in modules.files
+            if name.startswith("sd/category/")
+        )
+        config = load_model(official_folder(tmp_path / "category", state, pad_value=-2, mask_value=-1)).config
+        assert (config.value_style, config.pad_value, config.mask_value, config.cls_value) == ("category", 51, 52, 51)
+
     def test_half_precision_becomes_single(self, official: Path, edit_weights):
         edit_weights(official, lambda state: OrderedDict((k, v.half()) for k, v in state.items()))
         assert {p.dtype for p in load_model(official).network.parameters()} == {torch.float32}
@@ -228,6 +237,26 @@ class TestRoundTrip:
         state = weights(model.export_official(tmp_path / "half"))
         assert type(state) is OrderedDict
         assert all(t.dtype == torch.float32 and t.untyped_storage().nbytes() == 4 * t.numel() for t in state.values())
+
+    def test_a_view_of_a_larger_tensor_does_not_take_it_along(self, make_model, tmp_path: Path):
+        model = make_model()
+        bias = model.backbone.genes.norm.bias
+        bias.data = torch.cat([bias.data, torch.zeros(10_000)])[: len(bias)]
+        state = weights(model.export_official(tmp_path / "view"))
+        assert all(t.untyped_storage().nbytes() == 4 * t.numel() for t in state.values())
+
+    def test_what_no_longer_holds_is_not_exported(self, make_model, tmp_path: Path):
+        model = make_model()
+        model.provenance["args"] = {
+            "seed": 7,
+            "embsize": 99,
+            "scgpt_tl": {"labels": ["old"], "config": {"ties": "upper"}},
+        }
+        folder = model.export_official(tmp_path / "model")
+        args = json.loads((folder / "args.json").read_text())
+        assert (args["seed"], args["embsize"]) == (7, 16)
+        assert "scgpt_tl" not in args
+        assert load_model(folder).config == model.config
 
     def test_a_weight_that_has_no_published_name_is_refused(self, make_model, tmp_path: Path):
         model = make_model()
