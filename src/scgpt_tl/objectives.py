@@ -52,3 +52,13 @@ def contrast(first: Tensor, second: Tensor, temperature: float = 0.5) -> Tensor:
     """
     scores = normalize(first, dim=1) @ normalize(second, dim=1).T / temperature
     return cross_entropy(scores, torch.arange(len(scores), device=scores.device))
+
+
+def view_contrast(first: Tensor, second: Tensor, temperature: float = 0.1) -> Tensor:
+    """`contrast` both ways, on embeddings less the mean of the minibatch.
+
+    All cells share most of their embedding; without its mean, the cosine compares what tells them apart.
+    """
+    mean = torch.cat([first, second]).mean(0)
+    first, second = first - mean, second - mean
+    return (contrast(first, second, temperature) + contrast(second, first, temperature)) / 2

@@ -18,6 +18,7 @@ import scgpt_tl
 from scgpt_tl.core.config import ModelConfig
 from scgpt_tl.core.scgpt import Network
 from scgpt_tl.engine.data import Study
+from scgpt_tl.engine.predict import Compute
 from scgpt_tl.engine.start import start_from, svd_table
 from scgpt_tl.engine.train import fit
 from scgpt_tl.genes.vocab import GeneVocab
@@ -33,11 +34,11 @@ if TYPE_CHECKING:
     #: Study -> (counts (n_obs, n_vars), gene names (n_vars,)).
     Cells = Mapping[str, tuple[sparse.csr_matrix, list[str]]]
 
-#: size -> layers, width, heads, perceptron width
-SIZES: dict[str, dict[str, int]] = {
-    "nano": {"n_layers": 2, "d_model": 64, "n_heads": 4, "d_ff": 64},
-    "mini": {"n_layers": 3, "d_model": 128, "n_heads": 4, "d_ff": 256},
-    "human": {"n_layers": 12, "d_model": 512, "n_heads": 8, "d_ff": 512},
+#: size -> layers, width, heads, perceptron width; the splits alone keep the small ones from learning cells by heart
+SIZES: dict[str, dict[str, Any]] = {
+    "nano": {"n_layers": 2, "d_model": 64, "n_heads": 4, "d_ff": 64, "dropout": 0.0},
+    "mini": {"n_layers": 3, "d_model": 128, "n_heads": 4, "d_ff": 256, "dropout": 0.0},
+    "human": {"n_layers": 12, "d_model": 512, "n_heads": 8, "d_ff": 512, "dropout": 0.2},
 }
 
 
@@ -57,9 +58,10 @@ def pretrain(
     if size not in SIZES:
         msg = f"size={size!r} is unknown; give one of {', '.join(map(repr, SIZES))}"
         raise ValueError(msg)
+    Compute(device=train.device).torch_device()  # a device that is not there is said now, not after the preparation
     vocab = _vocabulary(cells.values(), min_cells)
     shape: dict[str, Any] = {"n_tokens": len(vocab), "pad_id": vocab.pad_id, "cls_id": vocab.cls_id, **SIZES[size]}
-    config = ModelConfig(**shape, flag_unknown=True, dropout=0.1)
+    config = ModelConfig(**shape, flag_unknown=True)
     studies = [
         Study(name, rows, _tokenizer(genes, vocab, config, train.max_length, seed))
         for name, (rows, genes) in cells.items()
@@ -71,7 +73,7 @@ def pretrain(
     _claim(folder, run, resume=resume)
     network = _network(config, studies, seed)
     history = fit(network, studies, recipe, train, folder=folder, seed=seed, resume=resume)
-    provenance = {**run, "history": history, "scgpt_tl": scgpt_tl.__version__, "torch": torch.__version__}
+    provenance = {**run, "history": history, "scgpt_tl": scgpt_tl.__version__, "torch": str(torch.__version__)}
     Model(config, vocab, network, name=out.name, provenance=provenance).save(
         out, card=_card(out.name, provenance), overwrite=overwrite
     )
@@ -157,6 +159,9 @@ def _claim(folder: Path, run: dict[str, Any], *, resume: bool) -> None:
             )
             raise ValueError(msg)
     elif folder.exists():
+        if any(folder.iterdir()) and not mark.exists():
+            msg = f"{folder} is where checkpoints go, and it holds something else: move that, or give another out="
+            raise FileExistsError(msg)
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     mark.write_text(json.dumps(run, indent=1))

@@ -27,7 +27,7 @@ class Recipe:
     """Shares of unknown genes, one drawn per minibatch (section 4.3)."""
     detach_prompt: bool = True
     """No gradient flows through the cell embedding that prompts the second pass, as published."""
-    temperature: float = 0.2
+    temperature: float = 0.1
     """Of `contrast`."""
 
     @property
@@ -40,7 +40,7 @@ class Recipe:
 GENERATIVE = Recipe("generative", {"gep": 1.0, "gepc": 1.0, "prompt": 1.0})
 
 #: The same, and a cell's two disjoint halves must find each other (the paper's CCE, with genes in place of dropout).
-GENERATIVE_CONTRAST = Recipe("generative+contrast", {"gep": 1.0, "gepc": 1.0, "prompt": 1.0, "contrast": 1.0})
+GENERATIVE_CONTRAST = Recipe("generative+contrast", {"gep": 1.0, "gepc": 1.0, "prompt": 1.0, "contrast": 0.2})
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def losses(network: Network, batch: CellBatch, recipe: Recipe) -> Losses:
         )
     if "contrast" in asked:
         first, second = encoded.cell.chunk(2)
-        parts["contrast"] = objectives.contrast(first, second, recipe.temperature)
+        parts["contrast"] = objectives.view_contrast(first, second, recipe.temperature)
     if "prompt" in asked:
         prompt = encoded.cell.detach() if recipe.detach_prompt else encoded.cell
         parts["prompt"] = expression_loss(backbone.encode(batch, cell_prompt=prompt))

@@ -29,6 +29,9 @@ def svd_table(studies: list[Study], width: int, *, seed: int) -> np.ndarray:
     n_tokens = len(studies[0].tokenizer.gene_keys)
     parts = [_binned(study, n_tokens) for study in studies]
     cells = sparse.vstack(parts, format="csr")
+    if cells.shape[0] < 2:
+        msg = "one cell does not tell which genes vary together; give at least two"
+        raise ValueError(msg)
     share = np.bincount(cells.indices, minlength=n_tokens) / cells.shape[0]
     weight = np.log1p(1 / np.maximum(share, _RAREST))
     cells = cells @ sparse.diags_array(weight)
@@ -42,13 +45,18 @@ def svd_table(studies: list[Study], width: int, *, seed: int) -> np.ndarray:
     return table / max(float(np.sqrt(np.mean(table**2))), 1e-12)
 
 
-def start_from(weight: torch.Tensor, table: np.ndarray, *, scale: float = 0.06) -> None:
-    """Write a table into a gene embedding in place; tokens without cells keep their random start."""
+def start_from(weight: torch.Tensor, table: np.ndarray) -> None:
+    """Write a table into a gene embedding in place; tokens without cells keep their random direction.
+
+    All rows get unit mean square. LayerNorm hides that scale from the network but not from Adam, whose steps are of one
+    size: on small rows they would wipe out the start within a hundred of them.
+    """
     import torch
 
     rows = np.flatnonzero(np.abs(table).sum(1) > 0)
     with torch.no_grad():
-        weight[torch.from_numpy(rows)] = torch.from_numpy(table[rows]).to(weight) * scale
+        weight[torch.from_numpy(rows)] = torch.from_numpy(table[rows]).to(weight)
+        weight /= weight.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
 
 
 def _binned(study: Study, n_tokens: int) -> sparse.csr_array:
@@ -67,8 +75,9 @@ def _binned(study: Study, n_tokens: int) -> sparse.csr_array:
 def _centred(cells: sparse.csr_array, sizes: list[int]) -> LinearOperator:
     """Cells less the mean of their study, without making them dense."""
     study = np.repeat(np.arange(len(sizes)), sizes)
-    member = sparse.csr_array((np.ones(len(study)), (np.arange(len(study)), study)))  # (n_obs, n_studies)
-    means = sparse.diags_array(1 / np.array(sizes)) @ member.T @ cells
+    places = (np.arange(len(study)), study)
+    member = sparse.csr_array((np.ones(len(study)), places), shape=(len(study), len(sizes)))  # (n_obs, n_studies)
+    means = sparse.diags_array(1 / np.maximum(sizes, 1)) @ member.T @ cells
     means = means.toarray()
     transposed, members = cells.T.tocsr(), member.T.tocsr()
     return LinearOperator(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ _ROWS = 4096
 
 
 def scgpt_pretrain(
-    data: AnnData | str | Path | Sequence[AnnData | str | Path],
+    data: AnnData | str | Path | Sequence[AnnData | str | Path] | Mapping[str, AnnData],
     *,
     out: str | Path,
     size: str = "mini",
@@ -47,8 +47,8 @@ def scgpt_pretrain(
     Parameters
     ----------
     data
-        AnnData, h5ad file, folder of h5ad files, or a list of these: one study each. Counts in `.X`, gene symbols in
-        `.var_names`. Held in memory.
+        AnnData, h5ad file, folder of h5ad files, or a list of these: one study each; a mapping names them.
+        Counts in `.X`, gene symbols in `.var_names`. Held in memory.
     out
         Folder of the finished model. Checkpoints go to a folder beside it, named with `.training`, until then.
     size
@@ -95,8 +95,9 @@ def scgpt_pretrain(
 def _read(data: Any) -> dict[str, tuple[sparse.csr_matrix, list[str]]]:
     """Study -> (counts, gene names)."""
     found: dict[str, tuple[sparse.csr_matrix, list[str]]] = {}
-    for i, item in enumerate(_items(data)):
-        name = item.stem if isinstance(item, Path) else f"study{i + 1}"
+    named = data.items() if isinstance(data, Mapping) else enumerate(_items(data), 1)
+    for key, item in named:
+        name = item.stem if isinstance(item, Path) else f"study{key}" if isinstance(key, int) else key
         if name in found:
             msg = f"two files are named {name!r}: their names tell studies apart, rename one"
             raise ValueError(msg)
