@@ -17,6 +17,7 @@ import numpy as np
 
 from scgpt_tl._compat import jit
 from scgpt_tl._random import Purpose, cell_key, draw, stream_key
+from scgpt_tl.pp._sort import sort
 
 _MAX_BUCKETS = 4096  # two int32 tables of it stay in the first-level cache
 _THREAD_WORTH = 200_000  # non-zeros below which starting threads costs more than it saves
@@ -65,7 +66,7 @@ def _sort(part: Any) -> None:
     for i in range(1, len(part)):
         if part[i] < part[i - 1]:
             if len(part) > 32:
-                part.sort()
+                sort(part)
                 return
             value = part[i]
             j = i

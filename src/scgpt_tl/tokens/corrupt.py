@@ -14,6 +14,7 @@ import torch
 
 from scgpt_tl._compat import jit
 from scgpt_tl._random import Purpose, draw, stream_key
+from scgpt_tl.pp._sort import argsort
 
 if TYPE_CHECKING:
     from scgpt_tl.tokens.batch import CellBatch
@@ -80,7 +81,7 @@ def _split(ids: Any, offsets: Any, keys: Any, gene_keys: Any, stream: Any, ratio
         draws = np.empty(n)
         for j in range(n):
             draws[j] = draw(stream, keys[b], gene_keys[ids[start + 1 + j]])
-        rank = np.argsort(draws)
+        rank = argsort(draws)
         n_known = n - int(n * ratio)
         order[start] = start
         for j in range(n):

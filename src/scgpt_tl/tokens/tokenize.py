@@ -22,6 +22,7 @@ import torch
 from scgpt_tl._compat import jit
 from scgpt_tl._random import Purpose, cell_key, draw, stream_key
 from scgpt_tl.pp._quantiles import bin_row
+from scgpt_tl.pp._sort import argsort, sort
 from scgpt_tl.tokens.batch import CellBatch
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _gather(indices: Any, data: Any, column_ids: Any, ids: Any, values: Any) -> 
         n += 1
     if ascending:
         return n
-    order = np.argsort(ids[:n])
+    order = argsort(ids[:n])
     ids[:n] = ids[:n][order]
     values[:n] = values[:n][order]
     kept = 0
@@ -145,7 +146,7 @@ def _gather(indices: Any, data: Any, column_ids: Any, ids: Any, values: Any) -> 
         while end < n and ids[end] == ids[start]:
             end += 1
         if end - start > 1:  # summed smallest first: the order of columns must not show in the last bit
-            values[start:end] = np.sort(values[start:end])
+            sort(values[start:end])
         total = 0.0
         for j in range(start, end):
             total += values[j]
@@ -161,7 +162,7 @@ def _keep_sample(ids: Any, bins: Any, n: Any, most: Any, stream: Any, key: Any, 
     draws = np.empty(n)
     for j in range(n):
         draws[j] = draw(stream, key, gene_keys[ids[j]])
-    limit = np.partition(draws, most)[most]
+    limit = draws[argsort(draws)[most]]
     kept = 0
     for j in range(n):
         if draws[j] < limit:
