@@ -75,8 +75,8 @@ class Plan(Sampler[Draw]):
         for s, study in enumerate(self.studies):
             rows = self._members(study)
             order = rows[np.argsort(mix_words(study.keys[rows], stream))]
-            parts = np.array_split(order, max(1, -(-len(order) // self.cells)))
-            draws += [(s, part) for part in parts if len(part) > 1]
+            parts = np.array_split(order, -(-len(order) // self.cells)) if len(order) else []
+            draws += [(s, part) for part in parts]
         ranks = mix_words(np.arange(len(draws), dtype=np.uint64), stream)
         for position in np.argsort(ranks):
             s, rows = draws[position]
