@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Protocol
@@ -58,12 +58,12 @@ class Compute:
             parse_bytes(self.max_memory)
 
     @classmethod
-    def of(cls, **options: Any) -> Compute:
-        """Build from keywords; an unknown one is refused with the nearest name."""
+    def of(cls, options: Mapping[str, Any], *, beside: Iterable[str] = ()) -> Compute:
+        """Build from keywords; an unknown one is refused with the nearest name, of ours or of those `beside` them."""
         names = [f.name for f in fields(cls)]
         for key in options:
             if key not in names:
-                near = get_close_matches(key, names, 1)
+                near = get_close_matches(key, [*names, *beside], 1)
                 msg = f"unexpected argument {key!r}" + (f", did you mean {near[0]!r}?" if near else "")
                 raise TypeError(msg)
         return cls(**options)
@@ -170,8 +170,9 @@ def embed_rows(
     total: int,
     unit_norm: bool = True,
     contexts: Contexts | None = None,
+    seen: Seen | None = None,
 ) -> Seen:
-    """Embed every row and write it to `out`.
+    """Embed every row and write it to `out`; returns what was met.
 
     Parameters
     ----------
@@ -187,12 +188,15 @@ def embed_rows(
         Scale each embedding to length 1, as published.
     contexts
         Collects contextual gene embeddings where they are asked for.
+    seen
+        Counts to add to, before the rows are written: `out` may then record both.
     """
     device = compute.torch_device()
     dtype = compute.torch_dtype(device)
     home = next(backbone.parameters()).device
     backbone.to(device)
-    seen, budget = Seen(), compute.tokens(backbone, device)
+    seen = Seen() if seen is None else seen
+    budget = compute.tokens(backbone, device)
     try:
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             runner = _Runner(backbone, backbone.tables(), device, contexts)
@@ -204,8 +208,8 @@ def embed_rows(
                         bar.update(len(cells))
                     if unit_norm:
                         result = normalize(torch.from_numpy(result)).numpy()
-                    out[start : start + len(result)] = result
                     seen.add(block)
+                    out[start : start + len(result)] = result
     finally:
         backbone.to(home)
     return seen

@@ -21,14 +21,15 @@ _FORMAT = "scgpt_tl embedding 1"
 class EmbeddingStore:
     """(n_obs, D) float32 in a zarr folder, filled from the first row on, one chunk per block.
 
-    Its attributes say which run it belongs to and how many rows are done; they change after the rows are on disk.
+    Its attributes say which run it belongs to, how many rows are done and what was met in them; they change after the
+    rows are on disk.
     """
 
     array: Any
     start: int
     """Rows that an earlier run had done."""
     seen: Seen
-    """What the earlier run met."""
+    """What was met so far; the run adds to it."""
 
     @classmethod
     def open(cls, path: str | Path, shape: tuple[int, int], run: dict[str, Any], *, overwrite: bool) -> EmbeddingStore:
@@ -43,11 +44,11 @@ class EmbeddingStore:
         """
         path = Path(path)
         mark = json.loads(json.dumps(run))  # as it reads back
-        if path.exists() and not overwrite:
+        if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
             return cls._resume(path, shape, mark)
         options: dict[str, Any] = {"dtype": "float32", "fill_value": float("nan"), "overwrite": overwrite}
+        options["attributes"] = {"format": _FORMAT, "run": mark, "rows_done": 0, "seen": asdict(Seen())}
         array = zarr.create_array(store=path, shape=shape, chunks=(ROWS, shape[1]), **options)
-        array.attrs.update({"format": _FORMAT, "run": mark, "rows_done": 0, "seen": asdict(Seen())})
         return cls(array, 0, Seen())
 
     @classmethod
@@ -70,8 +71,4 @@ class EmbeddingStore:
 
     def __setitem__(self, rows: slice, values: np.ndarray) -> None:
         self.array[self.start + rows.start : self.start + rows.stop] = values
-        self.array.attrs["rows_done"] = self.start + rows.stop
-
-    def finish(self, seen: Seen) -> None:
-        """Record what was met."""
-        self.array.attrs["seen"] = asdict(seen)
+        self.array.attrs.update({"rows_done": self.start + rows.stop, "seen": asdict(self.seen)})

@@ -144,53 +144,69 @@ def scgpt_embed(  # noqa: PLR0913 (each is a choice of its own; how to compute i
     >>> adata.obsm["X_scGPT"].shape
     (700, 128)
     """
-    how, keys, seed = Compute.of(**compute), _Keys.of(key_added), as_seed(rng)
-    slots = {"obsm": () if out else (keys.cells,), "varm": (keys.genes,), "uns": (keys.run,)}
-    refuse_foreign(adata, slots, key=keys.run, maker=_MAKER, overwrite=overwrite, argument="key_added")
+    how, keys, seed = Compute.of(compute, beside=_ARGUMENTS), _Keys.of(key_added), as_seed(rng)
     device = how.torch_device()
+    _check_slots(adata, keys, on_disk=out is not None, context=groupby is not None, overwrite=overwrite, copy=copy)
     loaded = load_model(model)
-    if loaded.config.input_norm == "domain":
-        msg = (
-            f"model {loaded.name!r} was fine-tuned to integrate and normalises each batch apart: use tl.scgpt_integrate"
-        )
-        raise ValueError(msg)
-    report = check_input(adata, loaded, layer=layer, max_length=max_length)
-    report.raise_for_errors()
-    for warning in report.warnings:
-        logger.warning("%s", warning)
+    n_tokens = _check_input(adata, loaded, layer, max_length)
     match = genes_of(adata, loaded.vocab)
     tokenizer = _tokenizer(loaded, match, max_length, seed)
     groups, contexts = _contexts(adata, groupby, match, loaded.config.d_model)
     params = _params(loaded, match, tokenizer, layer=layer, unit_norm=unit_norm)
     params |= {"dtype": str(how.torch_dtype(device)).removeprefix("torch.")}
-    sink, part, before = _sink(adata, out, loaded.config.d_model, params, contexts, overwrite=overwrite)
-    seen = embed_rows(
+    sink, left, seen = _sink(adata, out, params | {"n_tokens": n_tokens}, loaded, contexts, overwrite=overwrite)
+    embed_rows(
         loaded.backbone,
-        open_layer(part, layer).blocks(ROWS),
+        open_layer(left, layer).blocks(ROWS),
         tokenizer,
         sink,
         compute=how,
-        total=part.n_obs,
+        total=left.n_obs,
         unit_norm=unit_norm,
         contexts=contexts,
+        seen=seen,
     )
-    seen = _sum(before, seen)
-    if isinstance(sink, EmbeddingStore):
-        sink.finish(seen)
-    if seen.n_empty:
-        logger.warning("%d cells have no gene of the vocabulary: they embed as <cls> alone", seen.n_empty)
-    genes = _gene_embeddings(loaded, match)
-    context = None if contexts is None else _spread(contexts, match)
     if copy:
         adata = adata.to_memory() if adata.isbacked else adata.copy()
     params |= {"device": str(device), "out": "" if out is None else str(out)}
     adata.uns[keys.run] = {OWNER: _MAKER, "params": params, **asdict(seen)} | ({"groups": groups} if groupby else {})
-    adata.varm[keys.genes] = genes
-    if context is not None:
-        adata.varm[keys.context] = context
+    adata.varm[keys.genes] = _gene_embeddings(loaded, match)
+    if contexts is not None:
+        adata.varm[keys.context] = _spread(contexts, match)
     if out is None:
         adata.obsm[keys.cells] = sink
     return adata if copy else None
+
+
+#: Names that a misspelt argument may have meant.
+_ARGUMENTS = tuple(name for name in scgpt_embed.__kwdefaults__ or ())
+
+
+def _check_slots(adata: AnnData, keys: _Keys, *, on_disk: bool, context: bool, overwrite: bool, copy: bool) -> None:
+    """Refuse what could not be written at the end, or would write over something else."""
+    if not (hasattr(adata, "obsm") and hasattr(adata, "varm") and hasattr(adata, "isbacked")):
+        msg = f"adata is {type(adata).__name__}; AnnData is expected (of a MuData, one modality: mdata['rna'])"
+        raise TypeError(msg)
+    varm = (keys.genes, keys.context) if context else (keys.genes,)
+    slots = {"obsm": () if on_disk else (keys.cells,), "varm": varm, "uns": (keys.run,)}
+    refuse_foreign(adata, slots, key=keys.run, maker=_MAKER, overwrite=overwrite, argument="key_added")
+    if adata.is_view and adata.isbacked and not copy:
+        msg = "adata is a view of a backed object, which takes no results: give copy=True, or adata.to_memory()"
+        raise ValueError(msg)
+
+
+def _check_input(adata: AnnData, model: Model, layer: str | None, max_length: int | None) -> int:
+    """Refuse what cannot work, say what may surprise; returns the tokens to come."""
+    if model.config.input_norm == "domain":
+        msg = (
+            f"model {model.name!r} was fine-tuned to integrate and normalises each batch apart: use tl.scgpt_integrate"
+        )
+        raise ValueError(msg)
+    report = check_input(adata, model, layer=layer, max_length=max_length)
+    report.raise_for_errors()
+    for warning in report.warnings:
+        logger.warning("%s", warning)
+    return report.n_tokens
 
 
 def _tokenizer(model: Model, match: GeneMatch, max_length: int | None, seed: int) -> Tokenizer:
@@ -214,27 +230,24 @@ def _contexts(adata: AnnData, groupby: str | None, match: GeneMatch, width: int)
     if groupby not in adata.obs:
         msg = f"groupby={groupby!r} is not in .obs (there: {', '.join(map(repr, adata.obs)) or 'none'})"
         raise KeyError(msg)
-    column = adata.obs[groupby].astype("category").cat
+    column = adata.obs[groupby].astype("category").cat.remove_unused_categories().cat
     genes = np.unique(match.ids[match.ids >= 0])
     return column.categories.to_numpy(str), Contexts(column.codes.to_numpy(np.int64), genes, width)
 
 
 def _sink(
-    adata: AnnData, out: str | Path | None, width: int, params: dict[str, Any], contexts: Any, *, overwrite: bool
+    adata: AnnData, out: str | Path | None, run: dict[str, Any], model: Model, contexts: Any, *, overwrite: bool
 ) -> tuple[Any, AnnData, Seen]:
     """Where embeddings go, the cells that are still to do, and what an earlier run met."""
+    shape = (adata.n_obs, model.config.d_model)
     if out is None:
-        return np.empty((adata.n_obs, width), np.float32), adata, Seen()
+        return np.empty(shape, np.float32), adata, Seen()
     if contexts is not None:
         msg = "groupby= needs all cells in one run, and out= may go on with an earlier one: give one of the two"
         raise ValueError(msg)
     names = sha256("\n".join(adata.obs_names).encode()).hexdigest()
-    store = EmbeddingStore.open(out, (adata.n_obs, width), params | {"obs_names": names}, overwrite=overwrite)
+    store = EmbeddingStore.open(out, shape, run | {"obs_names": names}, overwrite=overwrite)
     return store, adata[store.start :] if store.start else adata, store.seen
-
-
-def _sum(first: Seen, second: Seen) -> Seen:
-    return Seen(**{name: value + getattr(second, name) for name, value in asdict(first).items()})
 
 
 def _gene_embeddings(model: Model, match: GeneMatch) -> np.ndarray:
@@ -272,5 +285,5 @@ def _params(
         "gene_column": match.column,
         "genes_sha256": sha256("\n".join(match.names.tolist()).encode()).hexdigest(),
         "scgpt_tl": scgpt_tl.__version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
     }
