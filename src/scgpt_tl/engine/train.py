@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -13,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from scgpt_tl._random import Purpose, stream_key
 from scgpt_tl.engine.data import Minibatches, Plan, Study
+from scgpt_tl.engine.predict import Compute
 from scgpt_tl.engine.recipes import Recipe, losses
 
 if TYPE_CHECKING:
@@ -108,13 +114,39 @@ def fit(
         logger.info("resuming from %s", found)
     loaders = [DataLoader(data, sampler=sampler, batch_size=None) for sampler in (plan, held_out)]
     trainer = _trainer(train, folder, saver, validate=len(held_out) > 0)
-    trainer.fit(trainee, loaders[0], loaders[1] if len(held_out) else None, ckpt_path=found, weights_only=False)
+    with _quiet(), _interruptible():
+        trainer.fit(trainee, loaders[0], loaders[1] if len(held_out) else None, ckpt_path=found, weights_only=False)
     network.eval()
     return trainee.history
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's warnings of what is meant here."""
+    with warnings.catch_warnings():
+        for message in ("Checkpoint directory", "The '.*_dataloader' does not have many workers", ".*LeafSpec"):
+            warnings.filterwarnings("ignore", message)
+        warnings.filterwarnings("ignore", "You defined a `validation_step` but have no `val_dataloader`")
+        yield
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C stays what it is: Lightning ends the process, and leaves it deaf to the next one."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stop
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
 def _trainer(train: TrainConfig, folder: Path, saver: ModelCheckpoint, *, validate: bool) -> lightning.Trainer:
-    cuda = train.device == "cuda" or (train.device == "auto" and torch.cuda.is_available())
+    cuda = Compute(device=train.device).torch_device().type == "cuda"
     precision: Any = train.precision if train.precision != "auto" else "bf16-mixed" if cuda else "32-true"
     return lightning.Trainer(
         max_epochs=train.epochs,
