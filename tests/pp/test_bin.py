@@ -71,7 +71,7 @@ def test_every_storage_gives_the_same_bins_and_leaves_x_alone(kind, dtype):
     else:
         np.testing.assert_array_equal(stored, before)
     assert adata.uns["binned"] == {
-        OWNER: "bin_values", "n_bins": 51, "ties": "spread", "layer": "X", "seed": 0, "n_empty": 1,
+        OWNER: "pp.bin_values", "n_bins": 51, "ties": "spread", "layer": "X", "seed": 0, "n_empty": 1,
     }  # fmt: skip
 
 
@@ -245,7 +245,7 @@ def test_errors_come_before_anything_is_written(options, error, message):
     adata = make(dense_counts())
     adata.layers["counts"] = adata.X.copy()
     adata.uns["note"] = "mine"
-    adata.uns["scgpt"] = {OWNER: "scgpt_embed"}  # ours, but another function's
+    adata.uns["scgpt"] = {OWNER: "tl.scgpt_embed"}  # ours, but another function's
     with pytest.raises(error, match=message):
         bin_values(adata, **options)
     assert set(adata.layers) == {"counts"}

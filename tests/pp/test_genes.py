@@ -45,7 +45,7 @@ def test_decisions_are_written_and_nothing_else_moves(adata: ad.AnnData, caplog:
     assert adata.var["scgpt_gene"].tolist() == GENES
     assert adata.var["scgpt_gene_how"].tolist() == HOW
     summary = adata.uns["scgpt_genes"]
-    assert summary[OWNER] == "harmonize_genes"
+    assert summary[OWNER] == "pp.harmonize_genes"
     assert (summary["n_matched"], summary["vocab_sha256"], summary["table"]) == (4, VOCAB.sha256, "toy.tsv")
     assert summary["duplicates"].tolist() == ["CD3E"]
     assert summary["ambiguous"].tolist() == ["QARS"]

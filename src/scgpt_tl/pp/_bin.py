@@ -9,7 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from scgpt_tl._random import as_seed, name_keys
-from scgpt_tl._slots import OWNER, SLOTS
+from scgpt_tl._slots import OWNER, SLOTS, refuse_foreign
 from scgpt_tl.pp._blocks import _parent, open_layer
 from scgpt_tl.pp._quantiles import bin_csr, bin_dtype
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Ties = Literal["spread", "upper"]
 
 _log = logging.getLogger(__name__)
-_NAME = "bin_values"
+_MAKER = "pp.bin_values"
 _ROWS = 4096  # read at a time: bounds the memory beside the result, changes nothing else
 
 
@@ -94,7 +94,8 @@ def bin_values(
     _check_options(n_bins, ties, layer, key_added)
     seed = as_seed(rng)
     source = _modality(data, mod)
-    _check_key(source, key_added, overwrite=overwrite)
+    slots = {"layers": (key_added,), "uns": (key_added,)}
+    refuse_foreign(source, slots, key=key_added, maker=_MAKER, overwrite=overwrite, argument="key_added")
     binned, n_empty = _bin_layer(source, layer, n_bins=int(n_bins), ties=ties, seed=seed)
 
     if copy:
@@ -102,7 +103,7 @@ def bin_values(
     target = _modality(data, mod)
     target.layers[key_added] = binned
     target.uns[key_added] = {
-        OWNER: _NAME,
+        OWNER: _MAKER,
         "n_bins": int(n_bins),
         "ties": ties,
         "layer": "X" if layer is None else layer,
@@ -146,19 +147,6 @@ def _modality(data: Any, mod: str | None) -> AnnData:
         msg = f"modality {mod!r} is not in the MuData (there: {there})"
         raise KeyError(msg)
     return modalities[mod]
-
-
-def _check_key(adata: AnnData, key: str, *, overwrite: bool) -> None:
-    """Only what this function wrote is replaced without being asked."""
-    held = adata.uns.get(key)
-    ours = hasattr(held, "get") and held.get(OWNER) == _NAME
-    places = [f".{slot}[{key!r}]" for slot in ("layers", "uns") if key in getattr(adata, slot)]
-    if places and not ours and not overwrite:
-        msg = (
-            f"{' and '.join(places)} was not written by pp.{_NAME}: give another key_added, "
-            "or overwrite=True if it may go"
-        )
-        raise ValueError(msg)
 
 
 def _bin_layer(adata: AnnData, layer: str | None, *, n_bins: int, ties: Ties, seed: int) -> tuple[Any, int]:

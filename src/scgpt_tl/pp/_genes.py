@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scgpt_tl._slots import OWNER, SLOTS
+from scgpt_tl._slots import OWNER, SLOTS, refuse_foreign
 from scgpt_tl.genes.bundle import vocab_of
 from scgpt_tl.genes.match import HOW, INDEX, KNOWN_COLUMNS, GeneMatch, match_genes
 from scgpt_tl.genes.table import GeneTable, hgnc_table
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scgpt_tl.genes.vocab import GeneVocab
 
 _log = logging.getLogger(__name__)
-_NAME = "harmonize_genes"
+_MAKER = "pp.harmonize_genes"
 
 
 def harmonize_genes(
@@ -76,7 +76,8 @@ def harmonize_genes(
     import pandas as pd  # comes with anndata, which this module must not need to be imported
 
     vocab = vocab_of(model)
-    _check_slots(adata, overwrite=overwrite)
+    slots = {"var": (SLOTS.gene, SLOTS.gene_how), "uns": (SLOTS.genes,)}
+    refuse_foreign(adata, slots, key=SLOTS.genes, maker=_MAKER, overwrite=overwrite, argument=None)
     names = table if isinstance(table, GeneTable) else hgnc_table(path=table)
     match = match_genes(_columns(adata), vocab, table=names)
     if copy:
@@ -84,7 +85,7 @@ def harmonize_genes(
     adata.var[SLOTS.gene] = np.asarray(match.names, dtype=object)
     adata.var[SLOTS.gene_how] = pd.Categorical(match.how, categories=list(HOW))
     source = "" if names is None else Path(names.source).name
-    adata.uns[SLOTS.genes] = {OWNER: _NAME, "vocab_sha256": vocab.sha256, "table": source, **match.summary()}
+    adata.uns[SLOTS.genes] = {OWNER: _MAKER, "vocab_sha256": vocab.sha256, "table": source, **match.summary()}
     _log.info("%s", describe(match))
     return adata if copy else None
 
@@ -92,7 +93,7 @@ def harmonize_genes(
 def genes_of(adata: AnnData, vocab: GeneVocab) -> GeneMatch:
     """What `harmonize_genes` found for this vocabulary; where it has not been run, names compared exactly."""
     found = adata.uns.get(SLOTS.genes)
-    ours = isinstance(found, Mapping) and found.get(OWNER) == _NAME and found.get("vocab_sha256") == vocab.sha256
+    ours = isinstance(found, Mapping) and found.get(OWNER) == _MAKER and found.get("vocab_sha256") == vocab.sha256
     if not ours or SLOTS.gene not in adata.var or SLOTS.gene_how not in adata.var:
         return match_genes(_columns(adata), vocab)
     names = adata.var[SLOTS.gene].fillna("").to_numpy(dtype=str)
@@ -127,14 +128,3 @@ def _columns(adata: AnnData) -> dict[str, list[Any]]:
     """Names of the variables and every known column."""
     known = {name: adata.var[name].tolist() for name in KNOWN_COLUMNS if name in adata.var}
     return {INDEX: adata.var_names.tolist(), **known}
-
-
-def _check_slots(adata: AnnData, *, overwrite: bool) -> None:
-    """Only what this function wrote is replaced without being asked."""
-    held = adata.uns.get(SLOTS.genes)
-    ours = isinstance(held, Mapping) and held.get(OWNER) == _NAME
-    places = [f".var[{key!r}]" for key in (SLOTS.gene, SLOTS.gene_how) if key in adata.var]
-    places += [f".uns[{SLOTS.genes!r}]"] if SLOTS.genes in adata.uns else []
-    if places and not ours and not overwrite:
-        msg = f"{' and '.join(places)} was not written by pp.{_NAME}: rename it, or overwrite=True if it may go"
-        raise ValueError(msg)
