@@ -70,7 +70,7 @@ def bundles() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for root in roots():
         for folder in sorted(root.iterdir()) if root.is_dir() else ():
-            if kind_of(folder) is not None:
+            if not folder.name.startswith(".") and kind_of(folder) is not None:  # dots: leftovers of a killed save
                 found.setdefault(folder.name, folder)
     return found
 
