@@ -1,0 +1,108 @@
+"""The gene table to start from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from scgpt_tl._random import name_keys
+from scgpt_tl.engine.data import Study
+from scgpt_tl.engine.start import start_from, svd_table
+from scgpt_tl.tokens.tokenize import Tokenizer
+
+KEYS = name_keys(f"gene{i}" for i in range(61))
+
+
+def study(rows: sparse.csr_matrix, name: str = "a", **options) -> Study:
+    return Study(name, rows, Tokenizer(np.arange(60), KEYS, 60, spread=False, **options))
+
+
+@pytest.fixture(scope="module")
+def rows(toy_rows: Callable[..., sparse.csr_matrix]) -> sparse.csr_matrix:
+    return toy_rows(40, 60, density=0.4, seed=2)
+
+
+def plainly(studies: list[Study], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same by dense algebra: |table| up to signs, through its Gram matrix; and the weights."""
+    binned = []
+    for one in studies:
+        block = one.tokenizer(one.rows)
+        dense = np.zeros((len(block.keys), 61))
+        for i, (a, b) in enumerate(zip(block.offsets[:-1], block.offsets[1:], strict=True)):
+            dense[i, block.gene_ids[a + 1 : b]] = block.values[a + 1 : b] / 50
+        binned.append(dense)
+    share = (np.concatenate(binned) > 0).mean(0)
+    weight = np.log1p(1 / np.maximum(share, 1e-3))
+    centred = []
+    for dense in binned:
+        weighted = dense * weight
+        weighted /= np.linalg.norm(weighted, axis=1, keepdims=True)
+        centred.append(weighted - weighted.mean(0))
+    _, _, vt = np.linalg.svd(np.concatenate(centred), full_matrices=False)
+    table = vt[:width].T * weight[:, None]
+    return table / np.sqrt((table**2).mean()), weight
+
+
+@pytest.mark.parametrize("n_studies", [1, 2])
+def test_the_table_is_the_weighted_centred_svd(rows, n_studies: int):
+    studies = [study(rows[:25]), study(rows[25:], "b")] if n_studies == 2 else [study(rows)]
+    found = svd_table(studies, 8, seed=0)
+    expected, _ = plainly(studies, 8)
+    assert (found.shape, found.dtype) == ((61, 8), np.float32)
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-4)  # a direction has no sign
+    assert (found**2).mean() == pytest.approx(1, rel=1e-5)
+    np.testing.assert_array_equal(found[60], 0)  # <cls>
+
+
+def test_a_study_has_no_direction_of_its_own(rows):
+    """Two studies that differ by a common gene: what tells the studies apart is taken out with their means."""
+    first, second = rows[:20].tolil(), rows[20:].tolil()
+    first[:, 59], second[:, 59] = 40, 0
+    table = svd_table([study(first.tocsr()), study(second.tocsr(), "b")], 3, seed=0)
+    mixed = svd_table([study(sparse.vstack([first, second], format="csr"))], 3, seed=0)
+    assert np.abs(table[59]).max() < np.abs(mixed[59]).max() / 3
+
+
+def test_it_is_the_same_every_time(rows):
+    np.testing.assert_array_equal(svd_table([study(rows)], 8, seed=1), svd_table([study(rows)], 8, seed=1))
+
+
+def test_all_genes_of_a_long_cell_are_read(rows):
+    np.testing.assert_array_equal(
+        svd_table([study(rows, max_length=5)], 8, seed=1), svd_table([study(rows)], 8, seed=1)
+    )
+
+
+def test_fewer_cells_than_directions(rows):
+    found = svd_table([study(rows[:4])], 16, seed=0)
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found[:, 3:], 0)
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_an_empty_study_changes_nothing(rows, at: int):
+    studies = [study(rows)]
+    studies.insert(at, study(rows[:0], "empty"))
+    np.testing.assert_allclose(
+        np.abs(svd_table(studies, 8, seed=0)), np.abs(svd_table([study(rows)], 8, seed=0)), atol=1e-4
+    )
+
+
+def test_one_cell_is_too_few(rows):
+    with pytest.raises(ValueError, match="one cell does not tell which genes vary together; give at least two"):
+        svd_table([study(rows[:1])], 8, seed=0)
+
+
+def test_rows_without_cells_keep_their_random_direction():
+    weight = torch.nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
+    before = weight.detach().clone()
+    table = np.array([[1, 2, 3], [0, 0, 0], [0, -5, 0], [0, 0, 0]], np.float32)
+    start_from(weight, table)
+    unit = torch.nn.functional.normalize(weight.detach(), dim=1)
+    torch.testing.assert_close(unit[[0, 2]], torch.nn.functional.normalize(torch.from_numpy(table[[0, 2]]), dim=1))
+    torch.testing.assert_close(unit[[1, 3]], torch.nn.functional.normalize(before[[1, 3]], dim=1))
+    torch.testing.assert_close(weight.detach().square().mean(1), torch.ones(4))

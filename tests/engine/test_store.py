@@ -1,0 +1,98 @@
+"""Embeddings on disk: what a run that was cut off leaves, and who may go on with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from scgpt_tl.engine.predict import Seen
+from scgpt_tl.engine.store import EmbeddingStore
+
+RUN = {"model": "m", "seed": 3, "groups": (1, 2)}
+
+
+def opened(path: Path, shape: tuple[int, int] = (10, 4), run: dict = RUN, *, overwrite: bool = False) -> EmbeddingStore:
+    return EmbeddingStore.open(path, shape, run, overwrite=overwrite)
+
+
+def test_rows_are_written_and_read_back(tmp_path: Path):
+    store = opened(tmp_path / "e.zarr")
+    assert (store.start, store.seen) == (0, Seen())
+    values = np.arange(40, dtype=np.float32).reshape(10, 4)
+    store[0:6] = values[:6]
+    held = zarr.open_array(tmp_path / "e.zarr", mode="r")
+    assert (held.shape, held.dtype) == ((10, 4), np.float32)
+    np.testing.assert_array_equal(held[:6], values[:6])
+    assert np.isnan(held[6:]).all()  # what is missing is not a number
+
+
+def test_going_on(tmp_path: Path):
+    values = np.arange(40, dtype=np.float32).reshape(10, 4)
+    first = opened(tmp_path / "e.zarr")
+    first.seen.n_cells, first.seen.n_empty = 6, 1
+    first[0:6] = values[:6]
+    second = opened(tmp_path / "e.zarr")
+    assert (second.start, second.seen) == (6, Seen(n_cells=6, n_empty=1))
+    second.seen.n_cells += 4
+    second[0:4] = values[6:]  # rows are counted from where it went on
+    third = opened(tmp_path / "e.zarr")
+    assert (third.start, third.seen.n_cells) == (10, 10)
+    np.testing.assert_array_equal(third.array[:], values)
+
+
+def test_a_block_that_was_not_announced_is_done_again(tmp_path: Path):
+    """Rows reach the disk before the mark does: a cut between the two costs a block, never a hole."""
+    store = opened(tmp_path / "e.zarr")
+    store[0:5] = np.ones((5, 4), np.float32)
+    store.array[5:10] = 2
+    assert opened(tmp_path / "e.zarr").start == 5
+
+
+@pytest.mark.parametrize(
+    ("shape", "run", "named"),
+    [
+        ((10, 4), RUN | {"seed": 4}, "different: seed"),
+        ((10, 4), RUN | {"model": "n", "groups": ()}, "different: groups, model"),
+        ((10, 4), RUN | {"more": 1}, "different: more"),
+        ((11, 4), RUN, "different: shape"),
+    ],
+)
+def test_another_run_is_refused(tmp_path: Path, shape: tuple[int, int], run: dict, named: str):
+    store = opened(tmp_path / "e.zarr")
+    store[0:10] = np.ones((10, 4), np.float32)
+    with pytest.raises(FileExistsError, match=rf"holds another run \({named}\): give another path, or overwrite=True"):
+        opened(tmp_path / "e.zarr", shape, run)
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "e.zarr", mode="r")[:], 1)
+    anew = opened(tmp_path / "e.zarr", shape, run, overwrite=True)
+    assert (anew.start, anew.array.shape) == (0, shape)
+    assert np.isnan(anew.array[:]).all()
+
+
+def test_what_is_not_ours_is_refused_and_left(tmp_path: Path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("keep")
+    (tmp_path / "file.txt").write_text("keep")
+    foreign = zarr.create_array(store=tmp_path / "foreign.zarr", shape=(10, 4), dtype="float32")
+    foreign[:] = 5
+    group = zarr.open_group(tmp_path / "group.zarr", mode="w")
+    group.create_array("x", shape=(3,), dtype="int32")
+    for name in ("mine", "file.txt", "foreign.zarr", "group.zarr"):
+        with pytest.raises(FileExistsError, match=f"{name}.*overwrite=True"):
+            opened(tmp_path / name)
+    assert (folder / "notes.txt").read_text() == (tmp_path / "file.txt").read_text() == "keep"
+    np.testing.assert_array_equal(foreign[:], 5)
+    assert list(group) == ["x"]
+
+
+def test_an_empty_folder_may_be_filled(tmp_path: Path):
+    assert opened(tmp_path).start == 0
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        opened(tmp_path / "file" / "e.zarr")
