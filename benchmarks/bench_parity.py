@@ -49,7 +49,8 @@ def main() -> None:
     pytest.main(["-q", "-p", "no:cacheprovider", "-k", "golden", *files], plugins=[recorder])
     np.testing.assert_allclose = recorder._compare  # noqa: SLF001
     if recorder.failed:
-        raise SystemExit(f"not equal: {', '.join(recorder.failed)}")
+        msg = f"not equal: {', '.join(recorder.failed)}"
+        raise SystemExit(msg)
     figures = [
         Figure(name, ours=difference, less_is_better=True) for name, difference in sorted(recorder.differences.items())
     ]

@@ -105,9 +105,9 @@ def fit(
     )
     data = Minibatches(studies, recipe, seed)
     trainee = Trainee(network, recipe, train, steps=train.epochs * len(plan), seed=seed)
-    saver = ModelCheckpoint(
-        dirpath=folder, filename=_LAST, save_top_k=1, every_n_epochs=1, save_on_train_epoch_end=True
-    )
+    # one file, written over: a version counter would give a resumed run's file another name
+    options: dict[str, Any] = {"every_n_epochs": 1, "save_on_train_epoch_end": True, "enable_version_counter": False}
+    saver = ModelCheckpoint(dirpath=folder, filename=_LAST, save_top_k=1, **options)
     last = folder / f"{_LAST}.ckpt"
     found = last if resume and last.exists() else None
     if found:
@@ -115,7 +115,7 @@ def fit(
     loaders = [DataLoader(data, sampler=sampler, batch_size=None) for sampler in (plan, held_out)]
     trainer = _trainer(train, folder, saver, validate=len(held_out) > 0)
     with _quiet(), _interruptible():
-        trainer.fit(trainee, loaders[0], loaders[1] if len(held_out) else None, ckpt_path=found, weights_only=False)
+        trainer.fit(trainee, loaders[0], loaders[1] if len(held_out) else None, ckpt_path=found, weights_only=True)
     network.eval()
     return trainee.history
 
