@@ -166,13 +166,14 @@ def scgpt_embed(  # noqa: PLR0913 (each is a choice of its own; how to compute i
         contexts=contexts,
         seen=seen,
     )
+    varm = {keys.genes: _gene_embeddings(loaded, match)}
+    if contexts is not None:
+        varm[keys.context] = _spread(contexts, match)
+    params |= {"device": str(device), "out": "" if out is None else str(out)}
     if copy:
         adata = adata.to_memory() if adata.isbacked else adata.copy()
-    params |= {"device": str(device), "out": "" if out is None else str(out)}
     adata.uns[keys.run] = {OWNER: _MAKER, "params": params, **asdict(seen)} | ({"groups": groups} if groupby else {})
-    adata.varm[keys.genes] = _gene_embeddings(loaded, match)
-    if contexts is not None:
-        adata.varm[keys.context] = _spread(contexts, match)
+    adata.varm.update(varm)
     if out is None:
         adata.obsm[keys.cells] = sink
     return adata if copy else None
