@@ -106,10 +106,9 @@ def choose(q: Tensor, layout: Layout, dropout: float = 0.0) -> str:
 def plain(q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, dropout: float = 0.0) -> Tensor:
     """softmax(q k' / sqrt(E) + mask) v, written out: the oracle."""
     out = []
-    for (qs, qe, ks, ke, _), weights in zip(layout.spans, maps(q, k, layout), strict=True):
-        weights = torch.nn.functional.dropout(weights, dropout, training=dropout > 0)
-        out.append(torch.einsum("hqk,khe->qhe", weights, v[ks:ke]))
-        del qs, qe
+    for (_, _, ks, ke, _), weights in zip(layout.spans, maps(q, k, layout), strict=True):
+        kept = torch.nn.functional.dropout(weights, dropout, training=dropout > 0)
+        out.append(torch.einsum("hqk,khe->qhe", kept, v[ks:ke]))
     return torch.cat(out) if out else q.new_zeros(q.shape)
 
 
