@@ -49,7 +49,8 @@ class Layout:
     @cached_property
     def sizes(self) -> tuple[list[int], list[int], list[int]]:
         """Per cell: queries, keys, known keys."""
-        return tuple(map(list, zip(*((b - a, d - c, e - c) for a, b, c, d, e in self.spans), strict=True)))  # type: ignore[return-value]
+        spans = self.spans
+        return [b - a for a, b, *_ in spans], [d - c for _, _, c, d, _ in spans], [e - c for _, _, c, _, e in spans]
 
     @cached_property
     def is_uniform(self) -> bool:
