@@ -104,7 +104,7 @@ def scgpt_embed(  # noqa: PLR0913 (each is a choice of its own; how to compute i
     overwrite
         Write over slots, or an `out` folder, that hold something else.
     copy
-        Return a changed copy (in memory, for a backed object) and leave `adata` alone.
+        Return a changed copy (in memory, for a matrix on disk) and leave `adata` alone.
     **compute
         `device` ("auto": CUDA where there is one), `dtype` ("auto": float32 on the CPU, bfloat16 autocast on CUDA),
         `max_memory` for activations (bytes or text like "4GB") or `max_tokens` per minibatch, `progress` (a bar with
@@ -127,10 +127,10 @@ def scgpt_embed(  # noqa: PLR0913 (each is a choice of its own; how to compute i
     Raises
     ------
     ValueError
-        Input that cannot work (negative, infinite or missing values, too few genes of the vocabulary, no cells), a slot
-        that holds something else, a device that is not there.
+        Input that cannot work (no such layer, negative, infinite or missing values, too few genes of the vocabulary, no
+        cells), a slot that holds something else, a device that is not there.
     KeyError
-        No such layer or `.obs` column.
+        No such `.obs` column.
     FileNotFoundError
         No such model.
     FileExistsError
@@ -146,7 +146,7 @@ def scgpt_embed(  # noqa: PLR0913 (each is a choice of its own; how to compute i
     """
     how, keys, seed = Compute.of(compute, beside=_ARGUMENTS), _Keys.of(key_added), as_seed(rng)
     device = how.torch_device()
-    _check_slots(adata, keys, on_disk=out is not None, context=groupby is not None, overwrite=overwrite, copy=copy)
+    _check_places(adata, keys, out=out, groupby=groupby, overwrite=overwrite, copy=copy)
     loaded = load_model(model)
     n_tokens = _check_input(adata, loaded, layer, max_length)
     match = genes_of(adata, loaded.vocab)
@@ -154,7 +154,7 @@ def scgpt_embed(  # noqa: PLR0913 (each is a choice of its own; how to compute i
     groups, contexts = _contexts(adata, groupby, match, loaded.config.d_model)
     params = _params(loaded, match, tokenizer, layer=layer, unit_norm=unit_norm)
     params |= {"dtype": str(how.torch_dtype(device)).removeprefix("torch.")}
-    sink, left, seen = _sink(adata, out, params | {"n_tokens": n_tokens}, loaded, contexts, overwrite=overwrite)
+    sink, left, seen = _sink(adata, out, params | {"n_tokens": n_tokens}, loaded, overwrite=overwrite)
     embed_rows(
         loaded.backbone,
         open_layer(left, layer).blocks(ROWS),
@@ -171,7 +171,7 @@ def scgpt_embed(  # noqa: PLR0913 (each is a choice of its own; how to compute i
         varm[keys.context] = _spread(contexts, match)
     params |= {"device": str(device), "out": "" if out is None else str(out)}
     if copy:
-        adata = adata.to_memory() if adata.isbacked else adata.copy()
+        adata = _copied(adata)
     adata.uns[keys.run] = {OWNER: _MAKER, "params": params, **asdict(seen)} | ({"groups": groups} if groupby else {})
     adata.varm.update(varm)
     if out is None:
@@ -183,16 +183,24 @@ def scgpt_embed(  # noqa: PLR0913 (each is a choice of its own; how to compute i
 _ARGUMENTS = tuple(name for name in scgpt_embed.__kwdefaults__ or ())
 
 
-def _check_slots(adata: AnnData, keys: _Keys, *, on_disk: bool, context: bool, overwrite: bool, copy: bool) -> None:
+def _check_places(
+    adata: AnnData, keys: _Keys, *, out: str | Path | None, groupby: str | None, overwrite: bool, copy: bool
+) -> None:
     """Refuse what could not be written at the end, or would write over something else."""
     if not (hasattr(adata, "obsm") and hasattr(adata, "varm") and hasattr(adata, "isbacked")):
         msg = f"adata is {type(adata).__name__}; AnnData is expected (of a MuData, one modality: mdata['rna'])"
         raise TypeError(msg)
-    varm = (keys.genes, keys.context) if context else (keys.genes,)
-    slots = {"obsm": () if on_disk else (keys.cells,), "varm": varm, "uns": (keys.run,)}
+    varm = (keys.genes,) if groupby is None else (keys.genes, keys.context)
+    slots = {"obsm": () if out else (keys.cells,), "varm": varm, "uns": (keys.run,)}
     refuse_foreign(adata, slots, key=keys.run, maker=_MAKER, overwrite=overwrite, argument="key_added")
     if adata.is_view and adata.isbacked and not copy:
         msg = "adata is a view of a backed object, which takes no results: give copy=True, or adata.to_memory()"
+        raise ValueError(msg)
+    if groupby is not None and groupby not in adata.obs:
+        msg = f"groupby={groupby!r} is not in .obs (there: {', '.join(map(repr, adata.obs)) or 'none'})"
+        raise KeyError(msg)
+    if groupby is not None and out is not None:
+        msg = "groupby= needs all cells in one run, and out= may go on with an earlier one: give one of the two"
         raise ValueError(msg)
 
 
@@ -208,6 +216,12 @@ def _check_input(adata: AnnData, model: Model, layer: str | None, max_length: in
     for warning in report.warnings:
         logger.warning("%s", warning)
     return report.n_tokens
+
+
+def _copied(adata: AnnData) -> AnnData:
+    """A copy in memory; matrices that stay on disk (HDF5, zarr) have no copy of their own."""
+    on_disk = adata.isbacked or any(not hasattr(x, "copy") for x in (adata.X, *adata.layers.values()))
+    return adata.to_memory() if on_disk else adata.copy()
 
 
 def _tokenizer(model: Model, match: GeneMatch, max_length: int | None, seed: int) -> Tokenizer:
@@ -228,24 +242,18 @@ def _contexts(adata: AnnData, groupby: str | None, match: GeneMatch, width: int)
     """Names of the groups and the collector of contextual gene embeddings."""
     if groupby is None:
         return np.array([], str), None
-    if groupby not in adata.obs:
-        msg = f"groupby={groupby!r} is not in .obs (there: {', '.join(map(repr, adata.obs)) or 'none'})"
-        raise KeyError(msg)
     column = adata.obs[groupby].astype("category").cat.remove_unused_categories().cat
     genes = np.unique(match.ids[match.ids >= 0])
     return column.categories.to_numpy(str), Contexts(column.codes.to_numpy(np.int64), genes, width)
 
 
 def _sink(
-    adata: AnnData, out: str | Path | None, run: dict[str, Any], model: Model, contexts: Any, *, overwrite: bool
+    adata: AnnData, out: str | Path | None, run: dict[str, Any], model: Model, *, overwrite: bool
 ) -> tuple[Any, AnnData, Seen]:
     """Where embeddings go, the cells that are still to do, and what an earlier run met."""
     shape = (adata.n_obs, model.config.d_model)
     if out is None:
         return np.empty(shape, np.float32), adata, Seen()
-    if contexts is not None:
-        msg = "groupby= needs all cells in one run, and out= may go on with an earlier one: give one of the two"
-        raise ValueError(msg)
     names = sha256("\n".join(adata.obs_names).encode()).hexdigest()
     store = EmbeddingStore.open(out, shape, run | {"obs_names": names}, overwrite=overwrite)
     return store, adata[store.start :] if store.start else adata, store.seen
