@@ -1,0 +1,37 @@
+"""Optional packages, and kernels where nothing may be written."""
+
+from __future__ import annotations
+
+import numba
+import pytest
+
+from scgpt_tl._compat import jit, need
+
+
+def test_need_gives_the_package():
+    import json
+
+    assert need("json") is json
+
+
+def test_need_says_what_to_install():
+    with pytest.raises(ImportError, match=r"pip install 'scgpt_tl\[atac\]'"):
+        need("no_such_package", extra="atac")
+    with pytest.raises(ImportError, match="pip install no_such_package$"):
+        need("no_such_package.inside")
+
+
+def test_jit_compiles_in_memory_where_no_cache_can_be_written(monkeypatch: pytest.MonkeyPatch):
+    real, asked = numba.njit, []
+
+    def njit(**options):
+        asked.append(options)
+        if options.get("cache"):
+            msg = "cannot cache function: no locator available"  # what numba raises in a read-only install
+            raise RuntimeError(msg)
+        return real(**options)
+
+    monkeypatch.setattr(numba, "njit", njit)
+    double = jit(nogil=True)(lambda x: 2 * x)
+    assert double(21) == 42
+    assert asked == [{"cache": True, "nogil": True}, {"nogil": True}]
