@@ -67,8 +67,30 @@ def test_a_study_has_no_direction_of_its_own(rows):
     assert np.abs(table[59]).max() < np.abs(mixed[59]).max() / 3
 
 
-def test_it_is_the_same_every_time(rows):
-    np.testing.assert_array_equal(svd_table([study(rows)], 8, seed=1), svd_table([study(rows)], 8, seed=1))
+@pytest.mark.parametrize("dense", [0, 10**9])
+@pytest.mark.parametrize("width", [8, 39])
+def test_it_is_the_same_every_time(rows, monkeypatch: pytest.MonkeyPatch, dense: int, width: int):
+    monkeypatch.setattr("scgpt_tl.engine.start._DENSE", dense)
+    first = svd_table([study(rows)], width, seed=1)
+    np.testing.assert_array_equal(svd_table([study(rows)], width, seed=1), first)
+
+
+def test_both_ways_to_decompose_agree(rows, monkeypatch: pytest.MonkeyPatch):
+    whole = svd_table([study(rows)], 8, seed=1)
+    monkeypatch.setattr("scgpt_tl.engine.start._DENSE", 0)
+    np.testing.assert_allclose(np.abs(svd_table([study(rows)], 8, seed=1)), np.abs(whole), atol=1e-5)
+
+
+@pytest.mark.parametrize("dense", [0, 10**9])
+def test_more_directions_than_there_are(rows, monkeypatch: pytest.MonkeyPatch, dense: int):
+    """Those without strength are 0, and genes that no cell has stay exactly 0."""
+    monkeypatch.setattr("scgpt_tl.engine.start._DENSE", dense)
+    some = rows.tolil()
+    some[:, 17] = 0
+    found = svd_table([study(some.tocsr())], 60, seed=0)
+    np.testing.assert_array_equal(found[[17, 60]], 0)
+    np.testing.assert_array_equal(found[:, 39:], 0)
+    assert (np.abs(found[:, :38]).max(0) > 1e-3).all()
 
 
 def test_all_genes_of_a_long_cell_are_read(rows):

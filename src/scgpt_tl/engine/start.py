@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from scgpt_tl.engine.data import Study
 
+_DENSE = 4_000_000  # cells x tokens below which the whole decomposition is quick
 _RAREST = 1e-3  # share of cells below which a gene gains no more weight
 
 
@@ -37,11 +38,10 @@ def svd_table(studies: list[Study], width: int, *, seed: int) -> np.ndarray:
     cells = cells @ sparse.diags_array(weight)
     lengths = np.sqrt(np.asarray(cells.power(2).sum(1)).ravel())
     cells = sparse.diags_array(1 / np.maximum(lengths, 1e-12)) @ cells
-    rank = min(width, min(cells.shape) - 1)
-    _, strength, directions = svds(_centred(cells, [len(p.indptr) - 1 for p in parts]), k=rank, rng=seed)
-    strongest = np.argsort(-strength)
+    directions = _directions(_centred(cells, [len(p.indptr) - 1 for p in parts]), width, seed)
     table = np.zeros((n_tokens, width), np.float32)
-    table[:, :rank] = directions[strongest].T * weight[:, None]
+    table[:, : len(directions)] = directions.T * weight[:, None]
+    table[share == 0] = 0  # a direction holds rounding noise where no cell has the gene
     return table / max(float(np.sqrt(np.mean(table**2))), 1e-12)
 
 
@@ -70,6 +70,17 @@ def _binned(study: Study, n_tokens: int) -> sparse.csr_array:
     return sparse.csr_array(
         (block.values[genes] / (t.n_bins - 1), block.gene_ids[genes], indptr), shape=(len(block.keys), n_tokens)
     )
+
+
+def _directions(cells: LinearOperator, width: int, seed: int) -> np.ndarray:
+    """(<= width, n_tokens) right singular vectors, the strongest first; those of no strength are left out."""
+    if np.prod(cells.shape) <= _DENSE:  # ARPACK draws anew, unseeded, where it runs out of directions
+        _, strength, directions = np.linalg.svd(cells @ np.eye(cells.shape[1]), full_matrices=False)
+        strength, directions = strength[:width], directions[:width]
+    else:
+        _, strength, directions = svds(cells, k=min(width, min(cells.shape) - 1), rng=seed)
+    strongest = np.argsort(-strength)
+    return directions[strongest][strength[strongest] > 1e-9 * strength.max()]
 
 
 def _centred(cells: sparse.csr_array, sizes: list[int]) -> LinearOperator:
