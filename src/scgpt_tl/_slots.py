@@ -29,6 +29,12 @@ SLOTS = Slots()
 OWNER = "scgpt_tl"
 
 
+def is_ours(adata: Any, *, key: str, maker: str) -> bool:
+    """Whether `.uns[key]` bears the mark of `maker`."""
+    mark = adata.uns.get(key)
+    return isinstance(mark, Mapping) and mark.get(OWNER) == maker
+
+
 def refuse_foreign(
     adata: Any, places: Mapping[str, Iterable[str]], *, key: str, maker: str, overwrite: bool, argument: str | None
 ) -> None:
@@ -54,11 +60,18 @@ def refuse_foreign(
     ValueError
         A place holds something that `maker` did not write.
     """
-    mark = adata.uns.get(key)
-    if overwrite or (isinstance(mark, Mapping) and mark.get(OWNER) == maker):
+    if overwrite or is_ours(adata, key=key, maker=maker):
         return
     taken = [f".{slot}[{name!r}]" for slot, names in places.items() for name in names if name in getattr(adata, slot)]
     if taken:
         mend = f"give another {argument}" if argument else "rename it"
         msg = f"{' and '.join(taken)} was not written by {maker}: {mend}, or overwrite=True if it may go"
         raise ValueError(msg)
+
+
+def copied(data: Any) -> Any:
+    """A copy in memory of an AnnData or MuData; matrices that stay on disk (HDF5, zarr) have no copy of their own."""
+    parts = data.mod.values() if hasattr(data, "mod") else (data,)
+    matrices = (x for part in parts for x in (part.X, *part.layers.values()) if x is not None)
+    on_disk = data.isbacked or any(not hasattr(x, "copy") for x in matrices)
+    return data.to_memory() if on_disk else data.copy()

@@ -150,3 +150,9 @@ def test_an_absent_device_is_refused(studies, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="device='cuda': no usable CUDA device here"):
         run(studies, tmp_path, replace(TRAIN, device="cuda"))
+
+
+@pytest.mark.parametrize("options", [{"epochs": 0}, {"cells": -1}, {"learning_rate": 0.0}, {"held_out": 1.0}])
+def test_options_that_cannot_work_are_refused(options: dict[str, float]):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        TrainConfig(**options)

@@ -283,6 +283,16 @@ def test_results_go_through_h5ad(counts: ad.AnnData, tmp_path: Path):
     assert back.uns["scgpt"]["params"]["seed"] == 3
 
 
+def test_a_later_run_leaves_nothing_of_an_earlier_one(counts: ad.AnnData, tmp_path: Path):
+    counts.obs["half"] = np.arange(counts.n_obs) % 2
+    embed(counts, groupby="half")
+    embed(counts)
+    assert "scGPT_context" not in counts.varm
+    assert "groups" not in counts.uns["scgpt"]
+    embed(counts, out=tmp_path / "embedding.zarr")
+    assert "X_scGPT" not in counts.obsm
+
+
 def test_key_added_writes_everything_under_it(counts: ad.AnnData):
     embed(counts, key_added="mine", groupby="batch")
     assert list(counts.obsm) == ["mine"]

@@ -27,3 +27,13 @@ class TrainConfig:
     precision: str = "auto"
     """`auto`: bf16-mixed on CUDA, 32-true elsewhere."""
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "cells", "max_length", "learning_rate"):
+            if not getattr(self, name) > 0:
+                msg = f"TrainConfig({name}={getattr(self, name)}): a positive number is needed"
+                raise ValueError(msg)
+        for name in ("warmup", "held_out"):
+            if not 0 <= getattr(self, name) < 1:
+                msg = f"TrainConfig({name}={getattr(self, name)}): a share from 0 to below 1 is needed"
+                raise ValueError(msg)

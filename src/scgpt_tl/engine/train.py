@@ -114,7 +114,7 @@ def fit(
         logger.info("resuming from %s", found)
     loaders = [DataLoader(data, sampler=sampler, batch_size=None) for sampler in (plan, held_out)]
     trainer = _trainer(train, folder, saver, validate=len(held_out) > 0)
-    with _quiet(), _interruptible():
+    with _quiet(), _interruptible(), torch.random.fork_rng():
         trainer.fit(trainee, loaders[0], loaders[1] if len(held_out) else None, ckpt_path=found, weights_only=True)
     network.eval()
     return trainee.history

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from scgpt_tl._random import as_seed, name_keys
-from scgpt_tl._slots import OWNER, SLOTS, refuse_foreign
+from scgpt_tl._slots import OWNER, SLOTS, copied, refuse_foreign
 from scgpt_tl.pp._blocks import _parent, open_layer
 from scgpt_tl.pp._quantiles import bin_csr, bin_dtype
 
@@ -99,7 +99,7 @@ def bin_values(
     binned, n_empty = _bin_layer(source, layer, n_bins=int(n_bins), ties=ties, seed=seed)
 
     if copy:
-        data = data.to_memory() if getattr(data, "isbacked", False) else data.copy()
+        data = copied(data)
     target = _modality(data, mod)
     target.layers[key_added] = binned
     target.uns[key_added] = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scgpt_tl._slots import OWNER, SLOTS, refuse_foreign
+from scgpt_tl._slots import OWNER, SLOTS, copied, refuse_foreign
 from scgpt_tl.genes.bundle import vocab_of
 from scgpt_tl.genes.match import HOW, INDEX, KNOWN_COLUMNS, GeneMatch, match_genes
 from scgpt_tl.genes.table import GeneTable, hgnc_table
@@ -81,7 +81,7 @@ def harmonize_genes(
     names = table if isinstance(table, GeneTable) else hgnc_table(path=table)
     match = match_genes(_columns(adata), vocab, table=names)
     if copy:
-        adata = adata.to_memory() if adata.isbacked else adata.copy()
+        adata = copied(adata)
     adata.var[SLOTS.gene] = np.asarray(match.names, dtype=object)
     adata.var[SLOTS.gene_how] = pd.Categorical(match.how, categories=list(HOW))
     source = "" if names is None else Path(names.source).name

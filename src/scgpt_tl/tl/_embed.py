@@ -13,7 +13,7 @@ import torch
 
 import scgpt_tl
 from scgpt_tl._random import as_seed
-from scgpt_tl._slots import OWNER, SLOTS, refuse_foreign
+from scgpt_tl._slots import OWNER, SLOTS, copied, is_ours, refuse_foreign
 from scgpt_tl.engine.predict import ROWS, Compute, Contexts, Seen, embed_rows
 from scgpt_tl.engine.store import EmbeddingStore
 from scgpt_tl.models.model import load_model
@@ -171,7 +171,10 @@ def scgpt_embed(  # noqa: PLR0913 (each is a choice of its own; how to compute i
         varm[keys.context] = _spread(contexts, match)
     params |= {"device": str(device), "out": "" if out is None else str(out)}
     if copy:
-        adata = _copied(adata)
+        adata = copied(adata)
+    if is_ours(adata, key=keys.run, maker=_MAKER):  # an earlier run of ours: nothing of it may stand beside this one
+        adata.obsm.pop(keys.cells, None)
+        adata.varm.pop(keys.context, None)
     adata.uns[keys.run] = {OWNER: _MAKER, "params": params, **asdict(seen)} | ({"groups": groups} if groupby else {})
     adata.varm.update(varm)
     if out is None:
@@ -216,12 +219,6 @@ def _check_input(adata: AnnData, model: Model, layer: str | None, max_length: in
     for warning in report.warnings:
         logger.warning("%s", warning)
     return report.n_tokens
-
-
-def _copied(adata: AnnData) -> AnnData:
-    """A copy in memory; matrices that stay on disk (HDF5, zarr) have no copy of their own."""
-    on_disk = adata.isbacked or any(not hasattr(x, "copy") for x in (adata.X, *adata.layers.values()))
-    return adata.to_memory() if on_disk else adata.copy()
 
 
 def _tokenizer(model: Model, match: GeneMatch, max_length: int | None, seed: int) -> Tokenizer:
