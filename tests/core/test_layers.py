@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scgpt_tl.core.config import ModelConfig
-from scgpt_tl.core.layers import DomainNorm
+from scgpt_tl.core.layers import DomainNorm, linear
 from scgpt_tl.core.scgpt import Network
 from scgpt_tl.tokens.batch import CellBatch, cumulative
 
@@ -177,3 +177,23 @@ def test_gradients_reach_every_parameter():
     (told.square().sum() + gepc.square().sum()).backward()
     without = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum()]
     assert without == []
+
+
+@pytest.mark.parametrize("rows", [1, 7, 300])
+def test_linear_is_torchs_whatever_library_does_it(rows: int):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(rows, 64), torch.randn(48, 64), torch.randn(48)
+    expected = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    for context in (torch.no_grad(), torch.enable_grad()):
+        with context:
+            torch.testing.assert_close(linear(x, weight, bias).double(), expected, atol=1e-5, rtol=1e-5)
+    part = torch.nn.functional.linear(x, weight[16:], bias[16:])  # a slice of the weights, as for <cls> alone
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x, weight[16:], bias[16:]), part, atol=1e-5, rtol=1e-5)
+        assert linear(x[:0], weight, bias).shape == (0, 48)
+
+
+def test_linear_leaves_autocast_to_torch():
+    x, weight = torch.randn(4, 8), torch.randn(3, 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, weight, None).dtype == torch.bfloat16

@@ -6,12 +6,32 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
+from torch.nn import functional
 
 from scgpt_tl.core.attention import Layout, attend, maps
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+# oneDNN's product: on processors where MKL leaves AVX-512 aside it is more than twice as fast, in the same float32
+_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`torch.nn.functional.linear`, by the faster library for inference in float32 on a CPU."""
+    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and len(x) > 0
+    if _ONEDNN is None or not plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return functional.linear(x, weight, bias)
+    return _ONEDNN(x, weight, bias, "none", [], "")
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return linear(x, self.weight, self.bias)
 
 
 class Attention(nn.Module):
@@ -22,8 +42,8 @@ class Attention(nn.Module):
         self.n_heads = n_heads
         self.dropout = dropout
         self.unknown_skips_projection = unknown_skips_projection
-        self.qkv = nn.Linear(d_model, 3 * d_model)
-        self.out = nn.Linear(d_model, d_model)
+        self.qkv = Linear(d_model, 3 * d_model)
+        self.out = Linear(d_model, d_model)
         nn.init.xavier_uniform_(self.qkv.weight)
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.out.bias)
@@ -58,8 +78,8 @@ class Block(nn.Module):
     def __init__(self, attn: Attention, d_model: int, d_ff: int, *, dropout: float, norm_scheme: str):
         super().__init__()
         self.attn = attn
-        self.up = nn.Linear(d_model, d_ff)
-        self.down = nn.Linear(d_ff, d_model)
+        self.up = Linear(d_model, d_ff)
+        self.down = Linear(d_ff, d_model)
         self.norm1 = nn.LayerNorm(d_model)
         self.norm2 = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)

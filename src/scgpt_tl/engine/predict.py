@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ROWS = 1024  # read and tokenised at a time; no result depends on it
-_CPU_TOKENS = 4096  # per minibatch: activations of the 51 M model then stay near the caches
+_CPU_TOKENS = 3072  # per minibatch: activations of the 51 M model then stay near the caches
 _GPU_TOKENS = 131_072
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 

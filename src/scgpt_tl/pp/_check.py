@@ -34,7 +34,7 @@ EFFICIENCY = 0.7
 _ROWS = 4096  # read at a time
 _GUESS_ROWS = 2000  # looked at to tell counts from logs
 _LARGEST_LOG = 30.0  # exp(30) is 1e13: no count
-_TOKENS_AT_ONCE = 4096  # of a minibatch on a CPU, for the estimate of memory
+_TOKENS_AT_ONCE = 3072  # of a minibatch on a CPU, for the estimate of memory
 
 
 def check_input(adata: AnnData, model: Any, *, layer: str | None = None, max_length: int | None = None) -> InputReport:
