@@ -208,7 +208,7 @@ def test_max_memory_sets_the_tokens(model):
     assert Compute(max_memory=each * 50).tokens(model.backbone, cpu) == 50
     assert Compute(max_memory=1).tokens(model.backbone, cpu) == 1
     assert Compute(max_memory=each, max_tokens=7).tokens(model.backbone, cpu) == 7
-    assert Compute().tokens(model.backbone, cpu) == 4096
+    assert Compute().tokens(model.backbone, cpu) == 3072
     assert Compute().tokens(model.backbone, torch.device("cuda")) == 131_072
 
 
