@@ -1,6 +1,6 @@
 """Memory of embedding a matrix on disk: 20,000 cells beside 200,000, from a backed h5ad and from zarr.
 
-    python benchmarks/bench_memory.py [--model NAME_OR_FOLDER] [--kinds h5ad zarr] [--cells 20000 200000] [--folder PLACE]
+    python benchmarks/bench_memory.py [--model NAME_OR_FOLDER] [--kinds h5ad zarr] [--cells FEW MANY] [--folder PLACE]
 
 Synthetic cells of about 150 non-zeros among the model's genes, written a piece at a time. Each embedding runs in a
 process of its own, with `out=` on disk, and tells its largest resident memory; the aim is growth below 300 MB from the
