@@ -182,14 +182,14 @@ def test_gradients_reach_every_parameter():
 @pytest.mark.parametrize("rows", [1, 7, 300])
 def test_linear_is_torchs_whatever_library_does_it(rows: int):
     torch.manual_seed(0)
-    x, weight, bias = torch.randn(rows, 64), torch.randn(48, 64), torch.randn(48)
+    x, weight, bias = torch.randn(rows, 256), torch.randn(48, 256), torch.randn(48)
     expected = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
     for context in (torch.no_grad(), torch.enable_grad()):
         with context:
-            torch.testing.assert_close(linear(x, weight, bias).double(), expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(linear(x, weight, bias).double(), expected, atol=1e-4, rtol=1e-5)
     part = torch.nn.functional.linear(x, weight[16:], bias[16:])  # a slice of the weights, as for <cls> alone
     with torch.no_grad():
-        torch.testing.assert_close(linear(x, weight[16:], bias[16:]), part, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(linear(x, weight[16:], bias[16:]), part, atol=1e-4, rtol=1e-5)
         assert linear(x[:0], weight, bias).shape == (0, 48)
 
 

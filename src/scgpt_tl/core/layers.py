@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 # oneDNN's product: on processors where MKL leaves AVX-512 aside it is more than twice as fast, in the same float32
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+_WIDE = 256  # it keeps memory for each shape it has met; below this width the gain is not worth that
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`torch.nn.functional.linear`, by the faster library for inference in float32 on a CPU."""
-    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and len(x) > 0
+    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and len(x) > 0 and x.shape[-1] >= _WIDE
     if _ONEDNN is None or not plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return functional.linear(x, weight, bias)
     return _ONEDNN(x, weight, bias, "none", [], "")
