@@ -53,6 +53,7 @@ class _Keys:
 
     @classmethod
     def of(cls, key_added: str | None) -> _Keys:
+        """The default keys, or all of them under one name."""
         if key_added is None:
             return cls(SLOTS.embedding, SLOTS.gene_embedding, SLOTS.gene_context, SLOTS.run)
         return cls(key_added, key_added, f"{key_added}_context", key_added)
