@@ -12,8 +12,8 @@ Schedule = Literal["cosine", "epoch", "constant"]
 
 #: Options that may change while a run goes on: they say where and how it is computed, not what is learned.
 FREE = frozenset(
-    "max_tokens max_memory checkpointing compile save_every devices nodes strategy device precision loggers progress".split()
-)
+    ("max_tokens", "max_memory", "checkpointing", "compile", "save_every", "loggers", "progress", "precision", "device")
+) | {"devices", "nodes", "strategy"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TrainConfig:
     keep: Literal["last", "best"] = "last"
     """Weights to end with: the last epoch's, or those of the best held-out loss."""
     freeze: tuple[str, ...] = ()
-    """Parts that do not learn: `genes`, `values`, `embeddings` (both), `layers`, `layers:6` (the first six), `heads`."""
+    """Parts that do not learn: `genes`, `values`, `embeddings` (both), `layers`, `layers:6` (the first 6), `heads`."""
     lora: int = 0
     """Rank of low-rank adapters in all blocks, trained in place of their weights and merged at the end; 0: none."""
     accumulate: int = 1
