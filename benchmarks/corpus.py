@@ -10,8 +10,12 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scgpt_tl import TrainConfig
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 #: Below SCGPT_TL_DATA.
 FILES = ("pbmc3k/pbmc3k.h5ad", "pbmc_donorA/pbmc_donorA.h5ad", "kang_ctrl12k/kang_ctrl12k.h5ad")
@@ -21,23 +25,28 @@ HELD_OUT_DONORS = ("101", "107", "1015")
 EDITION = TrainConfig(epochs=8, cells=64, max_length=160, learning_rate=1e-3)
 
 
-def main() -> None:
-    """Train and save."""
+def studies() -> dict[str, AnnData]:
+    """The corpus, from the folder that SCGPT_TL_DATA names."""
     import anndata as ad
 
+    folder = Path(os.environ["SCGPT_TL_DATA"])
+    found = {}
+    for name in FILES:
+        adata = ad.read_h5ad(folder / name)
+        if "donor" in adata.obs:
+            adata = adata[~adata.obs["donor"].astype(str).isin(HELD_OUT_DONORS)].copy()
+        found[Path(name).stem] = adata
+    return found
+
+
+def main() -> None:
+    """Train and save."""
     import scgpt_tl
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    folder = Path(os.environ["SCGPT_TL_DATA"])
-    studies = {}
-    for name in FILES:
-        adata = ad.read_h5ad(folder / name)
-        if "donor" in adata.obs:
-            adata = adata[~adata.obs["donor"].astype(str).isin(HELD_OUT_DONORS)].copy()
-        studies[Path(name).stem] = adata
-    scgpt_tl.tl.scgpt_pretrain(studies, out=args.out / "pbmc-mini", size="mini", train=EDITION)
+    scgpt_tl.tl.scgpt_pretrain(studies(), out=args.out / "pbmc-mini", size="mini", train=EDITION)
 
 
 if __name__ == "__main__":

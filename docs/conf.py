@@ -55,3 +55,18 @@ intersphinx_mapping = {
 html_theme = "sphinx_book_theme"
 html_title = "scgpt_tl"
 html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True}
+
+
+def setup(app: object) -> None:
+    """A field's docstring is prose: napoleon, at 500, would take what stands before its first colon for a type."""
+    whole: dict[str, list[str]] = {}
+
+    def keep(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:  # noqa: ARG001
+        if what == "attribute":
+            whole[name] = list(lines)
+
+    def put_back(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:  # noqa: ARG001
+        lines[:] = whole.pop(name, lines)
+
+    app.connect("autodoc-process-docstring", keep, priority=400)
+    app.connect("autodoc-process-docstring", put_back, priority=600)

@@ -13,7 +13,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -93,6 +93,37 @@ def toy_rows() -> Callable[..., sparse.csr_matrix]:
         counts = (1 + rng.poisson(rng.gamma(0.6, 3.0, size=(n_obs, n_vars)))) * (rng.random((n_obs, n_vars)) < density)
         counts[:, 0] += counts.sum(axis=1) == 0  # no empty cell unless a test makes one
         return sparse.csr_matrix(counts.astype(np.float32))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy_study(toy_rows: Callable[..., sparse.csr_matrix]) -> Callable[..., Any]:
+    """`toy_study(name, n_obs, tokenizer)` -> Study in memory; needs no anndata."""
+
+    def make(name: str, n_obs: int, tokenizer: Any, *, n_vars: int = 60, density: float = 0.5, **options: Any) -> Any:
+        from scgpt_tl.engine.study import Study
+
+        rows = toy_rows(max(n_obs, 1), n_vars, density=density, seed=n_obs)[:n_obs]
+        return Study(name, rows, tokenizer, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy_cells() -> Callable[..., AnnData]:
+    """`toy_cells(n_obs, n_vars, seed=, first=)` -> AnnData of two kinds of cells that express different genes."""
+
+    def make(n_obs: int = 48, n_vars: int = 50, *, seed: int = 0, first: int = 0) -> AnnData:
+        import anndata as ad
+        import pandas as pd
+
+        rng = np.random.default_rng(seed)
+        kind = np.arange(n_obs)[:, None] % 2 == np.arange(n_vars)[None] % 2
+        counts = (1 + rng.poisson(4, (n_obs, n_vars))) * (rng.random((n_obs, n_vars)) < np.where(kind, 0.7, 0.1))
+        var = pd.DataFrame(index=[f"G{first + i}" for i in range(n_vars)])
+        obs = pd.DataFrame(index=[f"c{i}" for i in range(n_obs)])
+        return ad.AnnData(sparse.csr_matrix(counts.astype(np.float32)), obs, var)
 
     return make
 

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
@@ -121,6 +122,10 @@ def test_input_can_be_replaced_when_said(stored, calls, capsys):
         (["check", "absent.h5ad"], "no file absent.h5ad"),
         (["demo", "--data", "absent.h5ad"], "no file absent.h5ad"),
         (["pretrain", "absent.h5ad", "--out", "m"], "no file absent.h5ad"),
+        (["pretrain", "cells.h5ad", "--validate", "absent", "--out", "m"], "no file absent"),
+        (["finetune", "cells.h5ad", "absent", "--model", "m", "--out", "m"], "no file absent"),
+        (["pretrain", "cells.h5ad", "--out", "m", "--config", "absent.yaml"], "no file absent.yaml"),
+        (["pretrain", "cells.h5ad", "--out", "m", "--epochs", "0"], "TrainConfig(epochs=0): 1 or more is needed"),
     ],
 )
 def test_errors_are_one_line_before_any_work(stored, calls, monkeypatch, capsys, arguments, says):
@@ -146,7 +151,11 @@ def failing(error):
     [
         (KeyError("two\nlines"), 1, "error: two lines"),
         (RuntimeError(), 1, "error: RuntimeError"),
-        (KeyboardInterrupt(), 130, "interrupted"),
+        (KeyboardInterrupt(), 130, "scgpt-tl: interrupted; no half file is left"),
+        (KeyboardInterrupt("saved after step 3"), 130, "scgpt-tl: saved after step 3\n"),
+        (SystemExit("saved after step 3"), 143, "scgpt-tl: saved after step 3\n"),
+        (SystemExit(143), 143, "scgpt-tl: terminated; no half file is left"),
+        (SystemExit(7), 7, "terminated"),
     ],
 )
 def test_failure_leaves_no_half_file(stored, monkeypatch, tmp_path, capsys, error, code, says):
@@ -181,8 +190,7 @@ def test_debug_shows_the_traceback(stored, monkeypatch, tmp_path, capsys):
 def test_termination_is_an_exception_and_the_old_handler_returns(stored, monkeypatch, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setitem(vars(tl), "scgpt_embed", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(SystemExit, match="143"):
-        cli.main(["embed", str(stored), "--out", str(tmp_path / "o.h5ad")])
+    assert cli.main(["embed", str(stored), "--out", str(tmp_path / "o.h5ad")]) == 143
     assert files(tmp_path) == ["cells.h5ad"]
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -191,6 +199,47 @@ def test_wrong_command_line_is_2():
     for arguments in ([], ["embed"], ["nonsense"], ["pretrain", "x", "--out", "o", "--size", "huge"]):
         with pytest.raises(SystemExit, match="2"):
             cli.main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["embed", "x.h5ad", "--out", "o.npy", "--max-len", "5"],
+            "unknown option '--max-len'; did you mean",
+        ),
+        (["pretrain", "x", "--out", "m", "--epoch=3"], "unknown option '--epoch'; did you mean '--epochs'?"),
+        (["finetune", "x", "--model", "m", "--out", "m", "--labels", "t"], "did you mean '--labels-key'?"),
+        (["pretrain", "x", "--out", "m", "--max_length", "3"], "did you mean '--max-length'?"),
+        (["pretrain", "x", "--out", "m", "--no-progres"], "did you mean '--no-progress'?"),
+        (["check", "x", "y"], "unexpected 'y'"),
+    ],
+)
+def test_unknown_options_are_refused_with_the_nearest(capsys, arguments, says):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_processes_beside_the_first_say_nothing_but_errors(stored, calls, monkeypatch, tmp_path, capsys):
+    def embed(adata, **_):
+        logging.getLogger("scgpt_tl").warning("of the log")
+        warnings.warn("of the warnings", UserWarning, stacklevel=2)
+        msg = "broken"
+        raise ValueError(msg)
+
+    monkeypatch.setitem(vars(tl), "scgpt_embed", embed)
+    arguments = ["embed", str(stored), "--out", str(tmp_path / "o.npy")]
+    assert cli.main(arguments) == 1
+    first = capsys.readouterr().err.splitlines()
+    assert first == ["of the log", "scgpt-tl: warning: of the warnings", "scgpt-tl: error: broken"]
+    monkeypatch.setenv("RANK", "2")
+    assert cli.main(arguments) == 1
+    assert capsys.readouterr().err.splitlines() == ["scgpt-tl: error in process 2: broken"]
+    monkeypatch.setitem(vars(tl), "scgpt_embed", failing(KeyboardInterrupt("saved")))
+    assert cli.main(arguments) == 130
+    assert capsys.readouterr().err == ""
 
 
 def test_check_prints_the_report(counts, stored, tiny, tmp_path, capsys):
@@ -225,19 +274,3 @@ def test_models_lists_names(capsys):
     out = capsys.readouterr().out
     assert "pbmc-mini" in out
     assert "whole-human  (12 x 512; many, 33,000,000 cells)" in out
-
-
-def test_pretrain_hands_over(stored, monkeypatch, tmp_path, capsys):
-    seen = {}
-    config = SimpleNamespace
-    monkeypatch.setitem(vars(scgpt_tl), "TrainConfig", config)
-    monkeypatch.setitem(
-        vars(tl), "scgpt_pretrain", lambda data, **options: seen.update(data=data, **options) or "Model"
-    )
-    arguments = ["pretrain", str(stored), "--out", str(tmp_path / "m"), "--size", "nano", "--epochs", "2", "--fresh"]
-    assert cli.main(arguments) == 0
-    train = seen.pop("train")
-    assert train == config(epochs=2)
-    assert seen == {"data": stored, "out": tmp_path / "m", "size": "nano", "resume": False, "rng": 0}
-    assert cli.main(["pretrain", str(stored), str(stored), "--out", str(tmp_path / "m")]) == 0
-    assert seen["data"] == [stored, stored]

@@ -10,6 +10,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import h5py
@@ -22,19 +25,23 @@ from corpus import EDITION, FILES, HELD_OUT_DONORS
 
 from scgpt_tl.engine.pretrain import pretrain
 from scgpt_tl.engine.recipes import GENERATIVE_CONTRAST
+from scgpt_tl.engine.study import Source
+from scgpt_tl.pp._blocks import open_matrix
 
 
-def read(file: Path) -> tuple[sparse.csr_matrix, list[str]]:
+def read(file: Path) -> Source:
     """Counts and gene names of an h5ad file, donors that are kept out left out."""
     with h5py.File(file) as f:
         x = f["X"]
         rows = sparse.csr_matrix((x["data"][:], x["indices"][:], x["indptr"][:]), shape=x.attrs["shape"])
         genes = f["var"][f["var"].attrs["_index"]].asstr()[:].tolist()
-        if "donor" not in f["obs"]:
-            return rows, genes
-        donor = f["obs/donor"]
-        names = donor["categories"].asstr()[:][donor["codes"][:]]
-    return rows[~np.isin(names, HELD_OUT_DONORS)], genes
+        if "donor" in f["obs"]:
+            donor = f["obs/donor"]
+            names = donor["categories"].asstr()[:][donor["codes"][:]]
+            rows = rows[~np.isin(names, HELD_OUT_DONORS)]
+    digest = sha256(file.read_bytes()).hexdigest()
+    manifest = {"name": file.stem, "file": file.name, "sha256": digest, "cells": rows.shape[0], "genes": rows.shape[1]}
+    return Source(file.stem, genes, partial(open_matrix, rows), rows.shape[0], manifest=manifest)
 
 
 def main() -> None:
@@ -44,9 +51,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=EDITION.epochs)
     args = parser.parse_args()
     folder = Path(os.environ["SCGPT_TL_DATA"])
-    cells = {Path(name).stem: read(folder / name) for name in FILES}
-    train = type(EDITION)(**{**vars(EDITION), "epochs": args.epochs})
-    pretrain(cells, out=args.out / "pbmc-mini", size="mini", train=train, recipe=GENERATIVE_CONTRAST)
+    sources = [read(folder / name) for name in FILES]
+    train = replace(EDITION, epochs=args.epochs)
+    pretrain(sources, out=args.out / "pbmc-mini", size="mini", train=train, recipe=GENERATIVE_CONTRAST)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """The command line `scgpt-tl`. Everything heavy is imported inside a command, so `--help` is quick.
 
 Exit codes: 0 done; 1 an error, told in one line; 2 a wrong command line; 130 interrupted, 143 terminated: no half file
-is left, and a .zarr goes on where it was when the same command is given again.
+is left, and a .zarr or a training run goes on where it was when the same command is given again.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import re
 import shutil
 import signal
 import sys
@@ -20,8 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scgpt_tl import __version__
+from scgpt_tl._cli_train import add_finetune, add_pretrain, rank
 from scgpt_tl._files import check_target, replacing
 from scgpt_tl._slots import SLOTS
+from scgpt_tl.engine._fields import nearest
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,18 +35,20 @@ _EMBED_OPTIONS = ("layer", "key_added", "max_length", "max_memory", "device", "d
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code."""
-    args = _parser().parse_args(argv)
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        args.parser.error(_unknown(unknown, args.parser))
     with _surroundings():
         try:
             args.run(args)
-        except KeyboardInterrupt:
-            print("scgpt-tl: interrupted; no half file is left (a .zarr goes on when called again)", file=sys.stderr)
-            return 130
+        except (KeyboardInterrupt, SystemExit) as stop:
+            return _stopped(stop)
         except Exception as error:  # noqa: BLE001 - a command line ends in one line, whatever it was
             if args.debug:
                 traceback.print_exc()
             else:
-                print(f"scgpt-tl: error: {_one_line(error)}", file=sys.stderr)
+                where = f" in process {rank()}" if rank() else ""
+                print(f"scgpt-tl: error{where}: {_one_line(error)}", file=sys.stderr)
             return 1
     return 0
 
@@ -51,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextmanager
 def _surroundings() -> Iterator[None]:
     """Warnings and log lines as single lines on stderr; SIGTERM as an exception. All is put back in the end."""
-    logger, handler = logging.getLogger("scgpt_tl"), logging.StreamHandler()
-    before = signal.signal(signal.SIGTERM, _terminated)
+    logger = logging.getLogger("scgpt_tl")
+    handler: logging.Handler = logging.NullHandler() if rank() else logging.StreamHandler()
+    level, before = logger.level, signal.signal(signal.SIGTERM, _terminated)
     logger.addHandler(handler)
     try:
         with warnings.catch_warnings():
@@ -62,13 +68,21 @@ def _surroundings() -> Iterator[None]:
             yield
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
         signal.signal(signal.SIGTERM, before)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Options by their whole names alone, so that a script means the same when there are more of them."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options, allow_abbrev=False)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="scgpt-tl", description="scGPT models for single cells: embed, check, train.")
+    parser = _Parser(prog="scgpt-tl", description="scGPT models for single cells: embed, check, train.")
     parser.add_argument("--version", action="version", version=f"scgpt-tl {__version__}")
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_embed(commands, common)
@@ -76,7 +90,10 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", parents=[common], help="list the models that have a name")
     models.set_defaults(run=_models)
     _add_demo(commands, common)
-    _add_pretrain(commands, common)
+    add_pretrain(commands, common)
+    add_finetune(commands, common)
+    for command in commands.choices.values():
+        command.set_defaults(parser=command)
     return parser
 
 
@@ -117,17 +134,6 @@ def _add_demo(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--layer", help="layer with the expression (default: X)")
     add("--device", default="auto", help="auto, cpu, cuda ... (default: %(default)s)")
     commands.choices["demo"].set_defaults(run=_demo)
-
-
-def _add_pretrain(commands: Any, common: argparse.ArgumentParser) -> None:
-    add = commands.add_parser("pretrain", parents=[common], help="train a model on your own cells").add_argument
-    add("data", nargs="+", type=Path, help=".h5ad files or folders")
-    add("--out", type=Path, required=True, help="folder of the new model; a broken-off run in it goes on")
-    add("--size", default="mini", choices=("nano", "mini", "human"), help="default: %(default)s")
-    add("--epochs", type=int, help="passes over the data")
-    add("--rng", type=int, default=0, help="seed (default: %(default)s)")
-    add("--fresh", action="store_true", help="do not resume")
-    commands.choices["pretrain"].set_defaults(run=_pretrain)
 
 
 def _embed(args: argparse.Namespace) -> None:
@@ -250,28 +256,34 @@ def _demo(args: argparse.Namespace) -> None:
     print(f"Picture: {made.picture}   data: {made.data}   {made.seconds:.0f} s in all")
 
 
-def _pretrain(args: argparse.Namespace) -> None:
-    import scgpt_tl
-
-    options: dict[str, Any] = {} if args.epochs is None else {"train": scgpt_tl.TrainConfig(epochs=args.epochs)}
-    for path in args.data:
-        if not path.exists():
-            msg = f"no file {path}"
-            raise FileNotFoundError(msg)
-    data = args.data[0] if len(args.data) == 1 else list(args.data)
-    model = scgpt_tl.tl.scgpt_pretrain(
-        data, out=args.out, size=args.size, resume=not args.fresh, rng=args.rng, **options
-    )
-    print(f"{model!r} -> {args.out}")
-
-
 def _one_line(error: BaseException) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return " ".join(text.split()) or type(error).__name__
 
 
+def _unknown(given: list[str], parser: argparse.ArgumentParser) -> str:
+    first = next((text for text in given if text.startswith("-")), given[0]).partition("=")[0]
+    if not first.startswith("-"):
+        return f"unexpected {first!r}"
+    known = re.findall(r"--[\w-]+", parser.format_usage())
+    return f"unknown option {first!r}; {nearest(first, known)}"
+
+
+def _stopped(stop: BaseException) -> int:
+    """Say that a run was stopped, with its own text where it has one; the exit code."""
+    code = 130 if isinstance(stop, KeyboardInterrupt) else 143
+    code = next((arg for arg in stop.args if isinstance(arg, int)), code)
+    said = " ".join(arg for arg in stop.args if isinstance(arg, str))
+    usual = "interrupted" if code == 130 else "terminated"
+    if code and not rank():
+        text = said or f"{usual}; no half file is left, and the same call goes on with a .zarr or a training run"
+        print(f"scgpt-tl: {text}", file=sys.stderr)
+    return code
+
+
 def _show_warning(message: Any, *_: Any, **__: Any) -> None:
-    print(f"scgpt-tl: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    if not rank():
+        print(f"scgpt-tl: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _terminated(*_: Any) -> None:

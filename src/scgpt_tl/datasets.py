@@ -1,7 +1,8 @@
 """Real data for examples and benchmarks.
 
 One set comes with scanpy and is there offline. The others are read from the folder that the environment variable
-`SCGPT_TL_DATA` names, or from this user's cache once they have a public address with a known sha256.
+`SCGPT_TL_DATA` names, or from this user's cache once they have a public address with a known sha256. `census` gives
+cells of the CELLxGENE Census to train on, which stay where they are.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from scgpt_tl.engine.study import Source
+
 __all__ = [
     "Entry",
+    "census",
     "kang_ctrl12k",
     "load",
     "locate",
@@ -144,3 +148,74 @@ def locate(name: str) -> Path:
 
     cache = Path(pooch.os_cache("scgpt_tl")) / "datasets" / entry.path
     return Path(pooch.retrieve(entry.url, f"sha256:{entry.sha256}", fname=cache.name, path=cache.parent))
+
+
+def census(
+    *,
+    value_filter: str | None = None,
+    organism: str = "homo_sapiens",
+    uri: str | Path | None = None,
+    census_version: str = "stable",
+    layer: str = "raw",
+    labels_key: str | None = None,
+    batch_key: str | None = None,
+    weight: float = 1.0,
+    name: str = "census",
+) -> Source:
+    """Cells of the CELLxGENE Census as a study to train on; their counts are fetched while training, never whole.
+
+    Needs the extra `census`. Training reads runs of neighbouring cells in any order: from a copy on a near disk it
+    keeps up with a device, over the internet it waits.
+
+    Parameters
+    ----------
+    value_filter
+        Which cells, in SOMA's words: `"is_primary_data == True and tissue_general == 'blood'"`. Without
+        `is_primary_data` a cell may come as often as there are data sets that hold it.
+    organism
+        "homo_sapiens" or "mus_musculus".
+    uri
+        A SOMA experiment, or a copy of the Census, of your own: a folder or an address.
+    census_version
+        A dated release, "stable" or "latest"; the manifest keeps the date that they mean today.
+    layer
+        Of the measurement "RNA".
+    labels_key, batch_key
+        Columns of its obs, e.g. "cell_type" and "dataset_id".
+    weight
+        How often an epoch shows each cell, on average.
+    name
+        Of the study.
+
+    Returns
+    -------
+    A study for `tl.scgpt_pretrain` and `tl.scgpt_finetune`, alone or in a list with other data.
+
+    Raises
+    ------
+    ImportError
+        The extra is not installed.
+    ValueError
+        No cell passes the filter, or it is none.
+    KeyError
+        No such column or layer.
+
+    Examples
+    --------
+    >>> blood = scgpt_tl.datasets.census(value_filter="is_primary_data == True and tissue_general == 'blood'")
+    >>> scgpt_tl.tl.scgpt_pretrain(blood, out="blood-model", size="human")
+    """
+    from scgpt_tl._compat import need
+    from scgpt_tl.tl._census import Experiment, census_source
+
+    if uri is None:
+        described = need("cellxgene_census", extra="census").get_census_version_description(census_version)
+        census_version = str(described["release_build"])
+    return census_source(
+        value_filter=value_filter,
+        experiment=Experiment("" if uri is None else str(uri), census_version, organism, layer),
+        labels_key=labels_key,
+        batch_key=batch_key,
+        weight=weight,
+        name=name,
+    )

@@ -1,4 +1,14 @@
-"""What training minimises: pure functions beside their formulas. Equations are the preprint's."""
+"""What training minimises: pure functions beside their formulas. Equations are the preprint's.
+
+    GEP (10, 11), GEPC (12), perturb-GEP    masked_mse
+    expressed or not                        zero_likelihood
+    ECS (13)                                elastic_similarity
+    CCE                                     contrast, view_contrast
+    CLS, DAR                                classification
+
+Means over tokens or cells take `count`: what the sum is divided by where these are a part of more (a pass of several, a
+device of several). Parts over one count add up to the whole, values and gradients. DAR's reversal is in its head.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +20,45 @@ from torch.nn.functional import cross_entropy, normalize
 if TYPE_CHECKING:
     from torch import Tensor
 
+#: beta of equation (13) in the paper, in the published integration tutorial, and the published package's own default.
+ECS_THRESHOLDS = {"paper": 0.6, "integration tutorial": 0.8, "package": 0.3}
 
-def masked_mse(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+
+def masked_mse(predicted: Tensor, target: Tensor, mask: Tensor | None = None, *, count: float | None = None) -> Tensor:
     """GEP and GEPC, equations (10) to (12): mean over the masked positions of (predicted - target)^2.
 
-    All (T,); `mask` True where the value was hidden. 0 where nothing was.
+    All (T,); `mask` True where the value was hidden, None: everywhere, as in perturb-GEP, whose target is the
+    expression after the perturbation. 0 where nothing was hidden.
     """
-    hidden = mask.to(predicted.dtype)
-    return ((predicted - target).square() * hidden).sum() / hidden.sum().clamp(min=1)
+    return _mean((predicted - target).square(), mask, count)
 
 
-def zero_likelihood(nonzero: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+def zero_likelihood(
+    nonzero: Tensor, target: Tensor, mask: Tensor | None = None, *, count: float | None = None
+) -> Tensor:
     """Negative log likelihood of a gene being expressed or not.
 
-    -mean over masked of log p where target > 0, else log(1 - p); `nonzero` = p (T,).
+    -mean over masked of log p where target > 0, else log(1 - p); `nonzero` = p (T,). `mask` as in `masked_mse`.
     """
+    nonzero = nonzero.to(torch.promote_types(nonzero.dtype, torch.float32))
     p = torch.where(target > 0, nonzero, 1 - nonzero).clamp(min=torch.finfo(nonzero.dtype).tiny)
-    hidden = mask.to(p.dtype)
-    return -(p.log() * hidden).sum() / hidden.sum().clamp(min=1)
+    return -_mean(p.log(), mask, count)
+
+
+def classification(
+    scores: Tensor, label: Tensor, *, weight: Tensor | None = None, count: float | None = None
+) -> Tensor:
+    """CLS and DAR: mean cross-entropy of scores (B, C) against labels (B,) int64; cells of label -1 are left out.
+
+    `weight` (C,) of each class. Without `count` the sum is divided by the labelled cells, each with its class's weight.
+    0 where no cell has a label.
+    """
+    total = cross_entropy(scores, label, weight=weight, ignore_index=-1, reduction="sum")
+    if count is not None:
+        return total / (count or 1.0)
+    labelled = (label >= 0).to(total.dtype)
+    own = labelled if weight is None else labelled * weight[label.clamp(min=0)]
+    return total / own.sum().clamp(min=torch.finfo(total.dtype).tiny)
 
 
 def relative_error(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -35,10 +66,10 @@ def relative_error(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return ((predicted - target).abs() / (target + 1e-6))[mask].mean()
 
 
-def elastic_similarity(cell: Tensor, threshold: float = 0.6) -> Tensor:
+def elastic_similarity(cell: Tensor, threshold: float = ECS_THRESHOLDS["paper"]) -> Tensor:
     """ECS, equation (13), in its published form: mean over all pairs of 1 - (relu(cos) - threshold)^2.
 
-    `cell` (B, D). The diagonal counts as similarity 0.
+    `cell` (B, D). The diagonal counts as similarity 0. Thresholds in use are `ECS_THRESHOLDS`.
     """
     unit = normalize(cell, dim=1)
     similarity = (unit @ unit.T).fill_diagonal_(0).relu()
@@ -62,3 +93,10 @@ def view_contrast(first: Tensor, second: Tensor, temperature: float = 0.1) -> Te
     mean = torch.cat([first, second]).mean(0)
     first, second = first - mean, second - mean
     return (contrast(first, second, temperature) + contrast(second, first, temperature)) / 2
+
+
+def _mean(each: Tensor, mask: Tensor | None, count: float | None) -> Tensor:
+    """Sum over the masked positions, by their number or by `count`; 0 where that is 0."""
+    if mask is not None:
+        each = each[mask]
+    return each.sum() / ((len(each) if count is None else count) or 1.0)

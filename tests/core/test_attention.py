@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scgpt_tl.core.attention import KERNELS, Layout, attend, choose, maps, merged, plain, sdpa_padded, visible
+from scgpt_tl.core import attention
+from scgpt_tl.core.attention import KERNELS, Layout, attend, choose, maps, plain, sdpa_padded, visible
 
 CPU = ("sdpa_slices", "sdpa_padded", "merged")
 few = settings(max_examples=60, deadline=None)
@@ -89,7 +92,7 @@ def test_merged_in_float32(lengths: tuple[int, ...]):
     offsets = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()])
     layout = Layout(offsets, offsets, torch.tensor([n // 3 for n in lengths]))
     grads = []
-    for function in (merged, plain):
+    for function in (KERNELS["merged"], plain):
         torch.manual_seed(1)
         leaves = [torch.randn(sum(lengths), 4, 16).requires_grad_() for _ in range(3)]
         out = function(*leaves, layout)
@@ -104,10 +107,10 @@ def test_merged_in_float32(lengths: tuple[int, ...]):
 def test_maps_sum_to_one_and_reproduce_the_context(problem):
     q, k, v, layout = problem
     weights = maps(q, k, layout)
-    for one, (qs, qe, ks, ke, known) in zip(weights, layout.spans, strict=True):
+    for one, seen, (qs, qe, ks, ke, _) in zip(weights, visible(layout), layout.spans, strict=True):
         assert one.shape == (q.shape[1], qe - qs, ke - ks)
         torch.testing.assert_close(one.sum(-1), torch.ones_like(one.sum(-1)))
-        assert (one[:, ~visible(qe - qs, ke - ks, known - ks, q.device)] == 0).all()
+        assert (one[:, ~seen] == 0).all()
     context = torch.cat(
         [torch.einsum("hqk,khe->qhe", w, v[s[2] : s[3]]) for w, s in zip(weights, layout.spans, strict=True)]
     )
@@ -168,6 +171,29 @@ def test_choice_on_a_cpu(lengths, known, kernel: str):
     offsets = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()])
     layout = Layout(offsets, offsets, None if known is None else torch.tensor(known))
     assert choose(torch.zeros(sum(lengths), 1, 4), layout) == kernel
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "capability", "unknown", "kernel"),
+    [
+        (torch.bfloat16, 64, (9, 0), True, "flash_merged"),
+        (torch.float16, 64, (8, 0), True, "flash_merged"),
+        (torch.bfloat16, 64, (9, 0), False, "torch_varlen"),
+        (torch.float32, 64, (9, 0), True, "sdpa_padded"),
+        (torch.bfloat16, 64, (7, 5), True, "sdpa_padded"),
+        (torch.bfloat16, 20, (9, 0), True, "sdpa_padded"),
+    ],
+)
+def test_choice_on_cuda(dtype, width, capability, unknown, kernel, monkeypatch: pytest.MonkeyPatch):
+    """As a device with these traits would be answered."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(attention, "_installed", lambda module: False)
+    q = SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(8, 2, width))
+    offsets = torch.tensor([0, 5, 8])
+    assert choose(q, Layout(offsets, offsets, torch.tensor([2, 3]) if unknown else None)) == kernel
+    assert choose(q, Layout(offsets, offsets), 0.1) == "plain"
 
 
 @pytest.mark.parametrize("kernel", ["flash_varlen", "torch_varlen"])

@@ -17,10 +17,10 @@ pytestmark = pytest.mark.gpu
 LENGTHS = torch.tensor([1, 7, 130, 64])
 
 
-def _packed(dtype: torch.dtype, heads: int = 4, width: int = 32) -> tuple[list[torch.Tensor], Layout]:
+def _packed(dtype: torch.dtype, *, lengths: torch.Tensor = LENGTHS) -> tuple[list[torch.Tensor], Layout]:
     torch.manual_seed(0)
-    parts = [torch.randn(int(LENGTHS.sum()), heads, width, device="cuda", dtype=dtype) for _ in range(3)]
-    cu = cumulative(LENGTHS).cuda()
+    parts = [torch.randn(int(lengths.sum()), 4, 32, device="cuda", dtype=dtype) for _ in range(3)]
+    cu = cumulative(lengths).cuda()
     return parts, Layout(cu, cu)
 
 
@@ -57,10 +57,79 @@ def test_padded_kernel_equals_plain():
     )
 
 
-def test_padded_is_chosen_for_unknown_tokens():
-    (q, _, _), layout = _packed(torch.bfloat16)
-    partly = Layout(layout.cu_q, layout.cu_k, (LENGTHS // 2).clamp(min=1).cuda())
+def _partly(layout: Layout) -> Layout:
+    """Half of each cell known."""
+    return Layout(layout.cu_q, layout.cu_k, (LENGTHS // 2).clamp(min=1).cuda())
+
+
+def _with_gradients(kernel: str, parts: list[torch.Tensor], layout: Layout, dtype: torch.dtype) -> list[torch.Tensor]:
+    leaves = [x.detach().to(dtype).requires_grad_() for x in parts]
+    out = attend(*leaves, layout, kernel=kernel)
+    (out.float() * torch.linspace(-1, 1, out.numel(), device="cuda").view_as(out)).sum().backward()
+    return [out.detach().float(), *(leaf.grad.float() for leaf in leaves)]
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, torch.tensor([96, 96, 96])], ids=["unequal", "equal"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_flash_merge_equals_the_plain_mask(dtype: torch.dtype, lengths: torch.Tensor):
+    """Forward and gradients; the error is that of the type, as the dense mask in the same type shows it."""
+    parts, layout = _packed(dtype, lengths=lengths)
+    partly = Layout(layout.cu_q, layout.cu_k, (lengths // 3).clamp(min=1).cuda())
+    assert choose(parts[0], partly) == "flash_merged"
+    exact = _with_gradients("plain", parts, partly, torch.float32)
+    dense = _with_gradients("sdpa_padded", parts, partly, dtype)
+    for found, same_type, expected in zip(
+        _with_gradients("flash_merged", parts, partly, dtype), dense, exact, strict=True
+    ):
+        own, allowed = ((x - expected).norm() / expected.norm() for x in (found, same_type))
+        assert own <= 2 * allowed + 1e-3
+
+
+def test_flash_merge_of_cls_alone():
+    (q, k, v), layout = _packed(torch.bfloat16)
+    alone = Layout(torch.arange(len(LENGTHS) + 1, device="cuda"), layout.cu_k, _partly(layout).n_known)
+    first = q[layout.cu_q[:-1]]
+    expected = plain(first.float(), k.float(), v.float(), alone)
+    torch.testing.assert_close(
+        attend(first, k, v, alone, kernel="flash_merged").float(), expected, atol=2e-2, rtol=2e-2
+    )
+
+
+def test_padded_is_chosen_for_unknown_tokens_in_full_precision():
+    (q, k, v), layout = _packed(torch.float32)
+    partly = _partly(layout)
     assert choose(q, partly) == "sdpa_padded"
+    torch.testing.assert_close(attend(q, k, v, partly), plain(q, k, v, partly), atol=1e-5, rtol=1e-5)
+
+
+def _loss(network: Network, batch: CellBatch) -> torch.Tensor:
+    encoded = network.backbone.encode(batch)
+    hidden = (~batch.known).nonzero().squeeze(1)
+    told = network.heads.gene_expression(encoded, batch, at=hidden).value
+    return (told.float() - batch.values[hidden] / 50).square().mean()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_generative_training_step_in_bfloat16(recompute: bool):
+    """Loss and gradients near those of float32 on the CPU."""
+    network, batch = _network(), _batch(203, known=True)
+    expected = _loss(network, batch)
+    expected.backward()
+    gradients = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    network.zero_grad()
+    network.cuda().backbone.recompute = recompute
+    with torch.autocast("cuda", torch.bfloat16):
+        found = _loss(network, batch.to("cuda"))
+    found.backward()
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-3, rtol=2e-2)
+    whole, ours = (
+        torch.cat([g.flatten() for g in grads])
+        for grads in (
+            gradients.values(),
+            [p.grad.cpu() for name, p in network.named_parameters() if name in gradients],
+        )
+    )
+    assert torch.nn.functional.cosine_similarity(whole, ours, dim=0) > 0.999
 
 
 @pytest.mark.parametrize("known", [False, True])

@@ -118,3 +118,18 @@ def test_domain_scores_are_behind_the_reversal():
     straight = cell.detach().clone().requires_grad_()
     dar.dar(straight).sum().backward()
     torch.testing.assert_close(cell.grad, -straight.grad)
+
+
+@pytest.mark.parametrize("at", [[1], [4, 0, 2], []])
+@pytest.mark.parametrize("joined", [False, True])
+def test_heads_asked_at_some_positions_tell_what_they_tell_of_all(joined: bool, at: list[int]):
+    options = {"batch_in_heads": True, "n_batches": 3, "n_modalities": 2, "context_in_queries": True} if joined else {}
+    net, index, genes = heads(zero_probability=True, **options), torch.tensor(at, dtype=torch.long), torch.randn(5, 8)
+    everywhere = net.gene_expression(ENCODED, BATCH), net.cell_expression(ENCODED, BATCH, genes)
+    asked = (
+        net.gene_expression(ENCODED, BATCH, at=index),
+        net.cell_expression(ENCODED, BATCH, genes[index], at=index),
+    )
+    for all_of_them, some in zip(everywhere, asked, strict=True):
+        torch.testing.assert_close(some.value, all_of_them.value[index])
+        torch.testing.assert_close(some.nonzero, all_of_them.nonzero[index])

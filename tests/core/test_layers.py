@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from scgpt_tl.core.config import ModelConfig
-from scgpt_tl.core.layers import DomainNorm, linear
+from scgpt_tl.core.encoders import ContinuousValueEncoder
+from scgpt_tl.core.layers import DomainNorm, Linear, linear
 from scgpt_tl.core.scgpt import Network
 from scgpt_tl.tokens.batch import CellBatch, cumulative
 
@@ -162,6 +163,46 @@ def test_domain_norm_follows_each_rows_domain():
         torch.testing.assert_close(norm.norms[d].running_mean, 0.1 * x[rows].mean(0))
 
 
+def domain_norm(n_domains: int) -> DomainNorm:
+    """With running statistics away from 0 and 1."""
+    torch.manual_seed(3)
+    norm = DomainNorm(8, n_domains, affine=n_domains == 1).double()
+    for one in norm.norms:
+        one.running_mean.copy_(torch.randn(8))
+        one.running_var.copy_(torch.rand(8) + 0.5)
+    return norm
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_mixed_minibatch_gives_each_domain_what_it_would_get_alone(training: bool):
+    """Output, gradient and running statistics."""
+    mixed = domain_norm(3).train(training)
+    domain = torch.tensor([2, 0, 2, 2, 0, 2, 0, 2])  # 1 is absent
+    x = torch.randn(8, 8, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(8, 8, dtype=torch.float64)
+    out = mixed(x, domain)
+    (out * weights).sum().backward()
+    alone = domain_norm(3).train(training)
+    for d in (0, 2):
+        rows = domain == d
+        part = x.detach()[rows].requires_grad_()
+        expected = alone.norms[d](part)
+        (expected * weights[rows]).sum().backward()
+        torch.testing.assert_close(out[rows], expected)
+        torch.testing.assert_close(x.grad[rows], part.grad)
+    torch.testing.assert_close(dict(mixed.named_buffers()), dict(alone.named_buffers()))
+
+
+@pytest.mark.parametrize("n_domains", [1, 2])
+def test_a_single_token_is_normalised_by_the_running_statistics(n_domains: int):
+    norm = domain_norm(n_domains).train()
+    before = {name: x.clone() for name, x in norm.named_buffers()}
+    x = torch.randn(1, 8, dtype=torch.float64)
+    expected = (x - norm.norms[-1].running_mean) / (norm.norms[-1].running_var + norm.norms[-1].eps).sqrt()
+    torch.testing.assert_close(norm(x, torch.tensor([n_domains - 1])), expected)
+    torch.testing.assert_close(dict(norm.named_buffers()), before)
+
+
 def test_domain_norm_needs_the_batch():
     with pytest.raises(ValueError, match=r"CellBatch.batch is needed"):
         network(**KINDS["domain norm"]).backbone.encode(replace(cells(), batch=None))
@@ -197,3 +238,105 @@ def test_linear_leaves_autocast_to_torch():
     x, weight = torch.randn(4, 8), torch.randn(3, 8)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight, None).dtype == torch.bfloat16
+
+
+class Adapted(torch.nn.Module):
+    """A layer in the place of another, with something added, as LoRA has it."""
+
+    def __init__(self, base: torch.nn.Module):
+        super().__init__()
+        self.base = base
+        self.added = torch.nn.Linear(base.in_features, base.out_features)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base.weight
+
+    @property
+    def bias(self) -> torch.Tensor:
+        return self.base.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.added(x)
+
+
+class Subclass(Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("kind", [Adapted, Subclass])
+def test_what_stands_in_the_place_of_qkv_is_heard(kind: type, known: bool):
+    """`cell_only` slices our own layer's weights; another's it must not."""
+    backbone, batch = network().backbone, cells(known=known)
+    before = backbone.encode(batch, cell_only=True).cell
+    for block in backbone.blocks:
+        if kind is Adapted:
+            block.attn.qkv = Adapted(block.attn.qkv)
+        else:
+            block.attn.qkv.__class__ = Subclass
+    short, full = backbone.encode(batch, cell_only=True).cell, backbone.encode(batch).cell
+    torch.testing.assert_close(short, full, atol=2e-6, rtol=2e-6)
+    assert (short - before).abs().max() > 1e-2
+
+
+def step(net: Network, batch: CellBatch, **options) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
+    """Loss and gradients of all parameters, with dropout from one seed."""
+    torch.manual_seed(5)
+    net.zero_grad()
+    encoded = net.backbone.encode(batch, **options)
+    loss = encoded.cell.square().sum()
+    if encoded.tokens is not None:
+        loss = loss + net.heads.gene_expression(encoded, batch).value.square().sum()
+    loss.backward()
+    return loss.detach(), {name: None if p.grad is None else p.grad.clone() for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("options", [{}, {"cell_only": True}], ids=["all", "cell only"])
+@pytest.mark.parametrize("attn_dropout", [0.0, 0.3])
+@pytest.mark.parametrize("known", [False, True])
+def test_recomputed_blocks_give_the_same_loss_and_gradients(known: bool, attn_dropout: float, options: dict):
+    net = network(flag_unknown=True, dropout=0.4, attn_dropout=attn_dropout).train()
+    batch = cells(known=known)
+    kept = step(net, batch, **options)
+    calls = []
+    handle = net.backbone.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    net.backbone.recompute = True
+    again = step(net, batch, **options)
+    handle.remove()
+    assert len(calls) == 2  # once in each direction
+    torch.testing.assert_close(again, kept, atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_nothing_is_recomputed_without_gradients(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("scgpt_tl.core.scgpt.checkpoint", None)
+    backbone = network().backbone
+    backbone.recompute = True
+    assert backbone.encode(cells()).cell.shape == (4, 32)
+
+
+def test_values_that_repeat_are_encoded_once_and_alike():
+    """Few distinct values take another way than many; both are the formula."""
+    torch.manual_seed(0)
+    encoder = ContinuousValueEncoder(16, 0.0, (-2, 50)).double()
+    gradients = []
+    for values in (torch.tensor([3.0, -2.0, 3.0, 600.0, 512.0, 3.0, 3.0, -2.0, 3.0, 3.0]), torch.arange(-2.0, 5.0)):
+        x = values.double().clamp(max=512)[:, None]
+        inner = torch.relu(x @ encoder.linear1.weight.T + encoder.linear1.bias)
+        expected = encoder.norm(inner @ encoder.linear2.weight.T + encoder.linear2.bias)
+        found = encoder(values)
+        torch.testing.assert_close(found, expected)
+        for out in (found, expected):
+            encoder.zero_grad()
+            (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+            gradients.append([p.grad.clone() for p in encoder.parameters()])
+        torch.testing.assert_close(gradients[-2], gradients[-1])
+
+
+def test_dropout_of_values_falls_on_every_token_by_itself():
+    encoder = ContinuousValueEncoder(16, 0.5, (-2, 50)).train()
+    out = encoder(torch.full((8,), 3.0))
+    assert len((out == 0).unique(dim=0)) > 1

@@ -11,7 +11,7 @@ from scipy import sparse
 
 from scgpt_tl._random import name_keys
 from scgpt_tl.engine.data import Study
-from scgpt_tl.engine.start import start_from, svd_table
+from scgpt_tl.engine.start import _sample, start_from, svd_table
 from scgpt_tl.tokens.tokenize import Tokenizer
 
 KEYS = name_keys(f"gene{i}" for i in range(61))
@@ -30,7 +30,7 @@ def plainly(studies: list[Study], width: int) -> tuple[np.ndarray, np.ndarray]:
     """The same by dense algebra: |table| up to signs, through its Gram matrix; and the weights."""
     binned = []
     for one in studies:
-        block = one.tokenizer(one.rows)
+        block = one.tokenizer(one.take(np.arange(one.n_cells)))
         dense = np.zeros((len(block.keys), 61))
         for i, (a, b) in enumerate(zip(block.offsets[:-1], block.offsets[1:], strict=True)):
             dense[i, block.gene_ids[a + 1 : b]] = block.values[a + 1 : b] / 50
@@ -128,3 +128,41 @@ def test_rows_without_cells_keep_their_random_direction():
     torch.testing.assert_close(unit[[0, 2]], torch.nn.functional.normalize(torch.from_numpy(table[[0, 2]]), dim=1))
     torch.testing.assert_close(unit[[1, 3]], torch.nn.functional.normalize(before[[1, 3]], dim=1))
     torch.testing.assert_close(weight.detach().square().mean(1), torch.ones(4))
+
+
+# ---- a sample of a large corpus
+
+
+def test_a_large_corpus_enters_by_a_sample_of_its_cells(toy_rows, monkeypatch: pytest.MonkeyPatch):
+    whole = toy_rows(90, 60, density=0.4, seed=5)
+    studies = [study(whole[:60]), study(whole[60:], "b")]
+    monkeypatch.setattr("scgpt_tl.engine.start._CELLS", 40)
+    rows = _sample(studies, 3)
+    assert sum(map(len, rows)) == 40
+    assert all(len(some) > 5 for some in rows)
+    found = svd_table(studies, 8, seed=3)
+    monkeypatch.setattr("scgpt_tl.engine.start._CELLS", 90)
+    parts = [study(whole[:60][rows[0]]), study(whole[60:][rows[1]], "b")]
+    np.testing.assert_array_equal(found, svd_table(parts, 8, seed=3))
+    assert [some.tolist() for some in _sample(studies, 3)] == [list(range(60)), list(range(30))]
+
+
+def test_the_sample_is_a_matter_of_cells_and_seed(toy_rows, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("scgpt_tl.engine.start._CELLS", 20)
+    a, b = study(toy_rows(60, 60)), study(toy_rows(30, 60), "b")
+    one, other = _sample([a, b], 0), _sample([b, a], 0)
+    assert [x.tolist() for x in one] == [x.tolist() for x in reversed(other)]  # of any order of the studies
+    assert one[0].tolist() != _sample([a, b], 1)[0].tolist()
+
+
+def test_blocks_do_not_show(rows, monkeypatch: pytest.MonkeyPatch):
+    whole = svd_table([study(rows)], 8, seed=1)
+    monkeypatch.setattr("scgpt_tl.engine.start._BLOCK", 7)
+    np.testing.assert_array_equal(svd_table([study(rows)], 8, seed=1), whole)
+
+
+def test_a_study_of_weight_0_stays_out(rows):
+    left = Study("b", rows[:10], study(rows).tokenizer, weight=0.0)
+    np.testing.assert_array_equal(
+        np.abs(svd_table([study(rows), left], 8, seed=0)), np.abs(svd_table([study(rows)], 8, seed=0))
+    )

@@ -103,6 +103,15 @@ def test_download_is_verified_and_kept(server: str, places: Path) -> None:
     assert hgnc_table(url=server, sha256=good) is table  # no second request
 
 
+def test_without_asking_the_network(server: str, places: Path) -> None:
+    good = {"url": server, "sha256": sha256(CONTENT.encode()).hexdigest()}
+    assert hgnc_table(**good, download=False) is None
+    assert not (places / "cache").exists()
+    table = hgnc_table(**good)
+    assert table is not None
+    assert hgnc_table(**good, download=False) is table  # the copy in the cache
+
+
 def test_without_a_network(caplog: pytest.LogCaptureFixture) -> None:
     assert hgnc_table(url="http://127.0.0.1:9/hgnc.txt", sha256="0" * 64) is None
     assert "could not be fetched" in caplog.text

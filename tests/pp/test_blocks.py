@@ -119,10 +119,12 @@ def test_every_format_selected_and_taken(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_small_reads_change_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_readers, "READ_BYTES", 64)
+    monkeypatch.setattr(_readers, "GAP_BYTES", 20)
     monkeypatch.setattr(_readers, "CSC_NONZEROS", 10)
     dense = counts()
     stored = FORMATS[name](dense, tmp_path)
     check(open_matrix(stored), dense, 3)
+    check(open_matrix(stored, rows=np.arange(22, -1, -1)), dense[::-1], 9)
     check(open_matrix(stored, rows=[20, 1, 2, 9]), dense[[20, 1, 2, 9]], 3)
     check(open_matrix(stored, rows=slice(3, 21, 2)), dense[3:21:2], 5)
 
@@ -222,6 +224,34 @@ def test_few_calls_into_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(calls) == 1
     matrix.take(range(100, 200))
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_rows_between_are_read_where_that_is_cheaper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str | None
+) -> None:
+    """A gap as large as another call is worth, or as a chunk that is decoded whole anyway."""
+    calls = []
+    read = _readers.CsrFileReader.read
+    monkeypatch.setattr(_readers.CsrFileReader, "read", lambda self, a, b: calls.append(a) or read(self, a, b))
+    monkeypatch.setattr(_readers, "GAP_BYTES", 1)
+    dense, path = counts((500, 7)), tmp_path / "x.h5"
+    rows = sparse.csr_matrix(dense)
+    with h5py.File(path, "w") as file:
+        group = file.create_group("X")
+        group.attrs.update({"encoding-type": "csr_matrix", "shape": rows.shape})
+        group["indptr"] = rows.indptr
+        for name in ("indices", "data"):
+            group.create_dataset(name, data=getattr(rows, name), chunks=(400,), compression=compression)
+    with h5py.File(path) as file:
+        matrix = open_matrix(file["X"])
+        chosen = np.array([400, 3, 1, 80, 81, 3])
+        np.testing.assert_array_equal(matrix.take(chosen).toarray(), dense[chosen])
+        assert len(calls) == (4 if compression is None else 2)
+        calls.clear()
+        monkeypatch.setattr(_readers, "GAP_BYTES", 2**20)
+        np.testing.assert_array_equal(matrix.take(chosen).toarray(), dense[chosen])
+        assert len(calls) == 1
 
 
 def test_dask_chunks_are_computed_once() -> None:

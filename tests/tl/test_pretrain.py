@@ -7,31 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import anndata as ad
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from scipy import sparse
 
 import scgpt_tl
+from scgpt_tl.engine import train as training
 from scgpt_tl.engine.recipes import GENERATIVE
-from scgpt_tl.engine.train import Trainee
 from scgpt_tl.models.model import Model, load_model
 from scgpt_tl.tl._pretrain import scgpt_pretrain
 
 TRAIN = scgpt_tl.TrainConfig(epochs=3, cells=16, max_length=30, held_out=0.1, device="cpu", progress=False)
-
-
-def cells(n: int = 48, n_genes: int = 50, *, seed: int = 0, first: int = 0) -> ad.AnnData:
-    """Two kinds of cells that express different halves of the genes."""
-    rng = np.random.default_rng(seed)
-    kind = np.arange(n)[:, None] % 2 == np.arange(n_genes)[None] % 2
-    counts = (1 + rng.poisson(4, (n, n_genes))) * (rng.random((n, n_genes)) < np.where(kind, 0.7, 0.1))
-    var = pd.DataFrame(index=[f"G{first + i}" for i in range(n_genes)])
-    return ad.AnnData(
-        sparse.csr_matrix(counts.astype(np.float32)), pd.DataFrame(index=[f"c{i}" for i in range(n)]), var
-    )
 
 
 def pretrain(data: Any, out: Path, **options: Any) -> Model:
@@ -39,9 +26,9 @@ def pretrain(data: Any, out: Path, **options: Any) -> Model:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Model]:
+def done(tmp_path_factory: pytest.TempPathFactory, toy_cells) -> tuple[Path, Model]:
     out = tmp_path_factory.mktemp("done") / "toy"
-    return out, pretrain([cells(), cells(32, seed=1, first=10)], out)
+    return out, pretrain([toy_cells(), toy_cells(32, seed=1, first=10)], out)
 
 
 def assert_same_weights(first: Model, second: Model) -> None:
@@ -53,15 +40,15 @@ def assert_same_weights(first: Model, second: Model) -> None:
 
 def cut_at(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
     """End as a killed process would, in the middle of an epoch."""
-    inner = Trainee.training_step
+    inner = training._Fit._step
 
-    def step(self: Trainee, batch: object, batch_idx: int) -> torch.Tensor:
-        if (self.current_epoch, batch_idx) == (epoch, 1):
+    def step(self, *args):
+        if (self.progress.epoch, self.progress.position) == (epoch, 1):
             msg = "killed"
             raise RuntimeError(msg)
-        return inner(self, batch, batch_idx)
+        return inner(self, *args)
 
-    monkeypatch.setattr(Trainee, "training_step", step)
+    monkeypatch.setattr(training._Fit, "_step", step)
 
 
 # ---- the model
@@ -109,8 +96,8 @@ def test_the_card_says_what_it_is_and_what_it_is_not(done: tuple[Path, Model]):
     assert "## Limits" in card
 
 
-def test_it_embeds_and_tells_the_kinds_apart(done: tuple[Path, Model]):
-    adata = cells(40, seed=9)
+def test_it_embeds_and_tells_the_kinds_apart(done: tuple[Path, Model], toy_cells):
+    adata = toy_cells(40, seed=9)
     scgpt_tl.tl.scgpt_embed(adata, model=done[0], progress=False, device="cpu")
     x = adata.obsm["X_scGPT"]
     x = x - x.mean(0)
@@ -120,28 +107,44 @@ def test_it_embeds_and_tells_the_kinds_apart(done: tuple[Path, Model]):
     assert (nearest == kind).mean() > 0.9
 
 
-def test_the_published_recipe_alone(tmp_path: Path):
-    model = pretrain(cells(), tmp_path / "m", recipe=GENERATIVE, train=replace(TRAIN, epochs=2))
+def test_the_published_recipe_alone(tmp_path: Path, toy_cells):
+    model = pretrain(toy_cells(), tmp_path / "m", recipe=GENERATIVE, train=replace(TRAIN, epochs=2))
     history = model.provenance["history"]
     assert "train/contrast" not in history[0]
     assert history[1]["train/loss"] < history[0]["train/loss"]
     assert model.provenance["recipe"]["name"] == "generative"
 
 
-def test_the_global_seed_does_not_matter_and_ours_does(done: tuple[Path, Model], tmp_path: Path):
-    data = [cells(), cells(32, seed=1, first=10)]
+def test_the_global_seed_does_not_matter_and_ours_does(done: tuple[Path, Model], tmp_path: Path, toy_cells):
+    data = [toy_cells(), toy_cells(32, seed=1, first=10)]
     torch.manual_seed(5)
     assert_same_weights(pretrain(data, tmp_path / "toy"), done[1])
     other = pretrain(data, tmp_path / "other", rng=1, train=replace(TRAIN, epochs=1))
     assert other.provenance["seed"] == 1
 
 
+def test_where_the_published_branch_differs(tmp_path: Path, toy_cells):
+    model = pretrain(toy_cells(), tmp_path / "m", recipe="generative, published", train=replace(TRAIN, epochs=1))
+    assert model.config.unknown_skips_projection
+    assert model.provenance["recipe"]["prompt_after"] == 1000
+    assert model.provenance["history"][0]["train/gep"] > 100  # in bins
+
+
+def test_studies_to_validate_on(tmp_path: Path, toy_cells):
+    short = replace(TRAIN, epochs=1)
+    model = pretrain(toy_cells(), tmp_path / "m", train=short, validate=toy_cells(20, seed=8))
+    assert np.isfinite(model.provenance["history"][0]["held_out/loss"])
+    assert model.provenance["history"][0]["step"] == 3  # 48 cells, all of them train
+
+
 # ---- going on
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])
-def test_a_run_that_was_killed_goes_on_bit_for_bit(done: tuple[Path, Model], tmp_path: Path, monkeypatch, epoch: int):
-    data = [cells(), cells(32, seed=1, first=10)]
+def test_a_run_that_was_killed_goes_on_bit_for_bit(
+    done: tuple[Path, Model], tmp_path: Path, monkeypatch, epoch: int, toy_cells
+):
+    data = [toy_cells(), toy_cells(32, seed=1, first=10)]
     with monkeypatch.context() as patch:
         cut_at(patch, epoch)
         with pytest.raises(RuntimeError, match="killed"):
@@ -154,42 +157,42 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(done: tuple[Path, Model], tmp
     assert not (tmp_path / "toy.training").exists()
 
 
-def test_another_run_does_not_go_on_with_it(tmp_path: Path, monkeypatch):
+def test_another_run_does_not_go_on_with_it(tmp_path: Path, monkeypatch, toy_cells):
     with monkeypatch.context() as patch:
         cut_at(patch, 1)
         with pytest.raises(RuntimeError, match="killed"):
-            pretrain(cells(), tmp_path / "m")
+            pretrain(toy_cells(), tmp_path / "m")
     last = tmp_path / "m.training" / "last.ckpt"
     before = last.read_bytes()
     for data, options, differ in (
-        (cells(), {"rng": 1}, "seed"),
-        (cells(), {"train": replace(TRAIN, epochs=4)}, "train"),
-        (cells(), {"recipe": GENERATIVE}, "recipe"),
-        (cells(seed=3), {}, "data"),
+        (toy_cells(), {"rng": 1}, "seed"),
+        (toy_cells(), {"train": replace(TRAIN, epochs=4)}, "train"),
+        (toy_cells(), {"recipe": GENERATIVE}, "recipe"),
+        (toy_cells(seed=3), {}, "data"),
     ):
         with pytest.raises(
-            ValueError, match=rf"unfinished run with other {differ}: repeat its arguments.*resume=False"
+            ValueError, match=rf"unfinished run with other {differ}: .*repeat its arguments.*resume=False"
         ):
             pretrain(data, tmp_path / "m", **options)
     assert last.read_bytes() == before
-    model = pretrain(cells(), tmp_path / "m", rng=1, resume=False, train=replace(TRAIN, epochs=1))
+    model = pretrain(toy_cells(), tmp_path / "m", rng=1, resume=False, train=replace(TRAIN, epochs=1))
     assert len(model.provenance["history"]) == 1
 
 
-def test_progress_and_device_may_change_between(tmp_path: Path, monkeypatch):
+def test_progress_and_device_may_change_between(tmp_path: Path, monkeypatch, toy_cells):
     with monkeypatch.context() as patch:
         cut_at(patch, 1)
         with pytest.raises(RuntimeError, match="killed"):
-            pretrain(cells(), tmp_path / "m")
-    model = pretrain(cells(), tmp_path / "m", train=replace(TRAIN, device="auto", precision="32-true"))
+            pretrain(toy_cells(), tmp_path / "m")
+    model = pretrain(toy_cells(), tmp_path / "m", train=replace(TRAIN, device="auto", precision="32-true"))
     assert len(model.provenance["history"]) == 3
 
 
-def test_a_finished_run_is_loaded_and_others_are_refused(done: tuple[Path, Model], monkeypatch):
+def test_a_finished_run_is_loaded_and_others_are_refused(done: tuple[Path, Model], monkeypatch, toy_cells):
     out, model = done
-    data = [cells(), cells(32, seed=1, first=10)]
+    data = [toy_cells(), toy_cells(32, seed=1, first=10)]
     with monkeypatch.context() as patch:
-        patch.setattr("scgpt_tl.engine.pretrain.fit", lambda *_, **__: pytest.fail("trained again"))
+        patch.setattr("scgpt_tl.engine.run.fit", lambda *_, **__: pytest.fail("trained again"))
         assert_same_weights(pretrain(data, out), model)
         for options in ({"rng": 3}, {"resume": False}, {"train": replace(TRAIN, epochs=9)}):
             with pytest.raises(FileExistsError, match="holds another model, 'toy': give another folder, or overwrite"):
@@ -197,36 +200,36 @@ def test_a_finished_run_is_loaded_and_others_are_refused(done: tuple[Path, Model
     assert_same_weights(load_model(out), model)
 
 
-def test_overwrite_replaces_the_model(tmp_path: Path):
+def test_overwrite_replaces_the_model(tmp_path: Path, toy_cells):
     short = replace(TRAIN, epochs=1)
-    first = pretrain(cells(), tmp_path / "m", train=short)
-    second = pretrain(cells(), tmp_path / "m", train=short, rng=1, overwrite=True)
+    first = pretrain(toy_cells(), tmp_path / "m", train=short)
+    second = pretrain(toy_cells(), tmp_path / "m", train=short, rng=1, overwrite=True)
     assert second.provenance["seed"] == 1
     assert first.sha256 != second.sha256
     assert load_model(tmp_path / "m").sha256 == second.sha256
 
 
-def test_folders_of_others_are_left_alone(tmp_path: Path):
+def test_folders_of_others_are_left_alone(tmp_path: Path, toy_cells):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "notes.txt").write_text("keep")
     with pytest.raises((FileExistsError, FileNotFoundError), match="m"):
-        pretrain(cells(), tmp_path / "m")
+        pretrain(toy_cells(), tmp_path / "m")
     (tmp_path / "n.training").mkdir()
     (tmp_path / "n.training" / "notes.txt").write_text("keep")
     for resume in (True, False):
         with pytest.raises(FileExistsError, match=r"n\.training is where checkpoints go, and it holds something else"):
-            pretrain(cells(), tmp_path / "n", resume=resume)
+            pretrain(toy_cells(), tmp_path / "n", resume=resume)
     assert (tmp_path / "m" / "notes.txt").read_text() == (tmp_path / "n.training" / "notes.txt").read_text() == "keep"
 
 
 # ---- data
 
 
-def test_files_folders_and_lists(done: tuple[Path, Model], tmp_path: Path):
+def test_files_folders_and_lists(done: tuple[Path, Model], tmp_path: Path, toy_cells):
     corpus = tmp_path / "corpus"
     (corpus / "deeper").mkdir(parents=True)
-    cells().write_h5ad(corpus / "a.h5ad")
-    cells(32, seed=1, first=10).write_h5ad(corpus / "deeper" / "b.h5ad")
+    toy_cells().write_h5ad(corpus / "a.h5ad")
+    toy_cells(32, seed=1, first=10).write_h5ad(corpus / "deeper" / "b.h5ad")
     short = replace(TRAIN, epochs=1)
     one = pretrain(corpus, tmp_path / "one", train=short)
     two = pretrain([corpus / "a.h5ad", str(corpus / "deeper")], tmp_path / "two", train=short)
@@ -234,43 +237,43 @@ def test_files_folders_and_lists(done: tuple[Path, Model], tmp_path: Path):
     assert_same_weights(one, two)
 
 
-def test_input_that_cannot_work(tmp_path: Path):
+def test_input_that_cannot_work(tmp_path: Path, toy_cells):
     out = tmp_path / "m"
     for data, match in (
         ([], "there are no cells to train on"),
-        (cells(0), "there are no cells to train on"),
-        (cells(1), r"no gene is expressed in min_cells=5 cells"),
+        (toy_cells(0), r"study1 is empty \(0 cells x 50 genes\)"),
+        (toy_cells(1), r"no gene is expressed in min_cells=5 cells"),
     ):
         with pytest.raises(ValueError, match=match):
             pretrain(data, out)
     with pytest.raises(ValueError, match="one cell does not tell which genes vary together"):
-        pretrain(cells(1), out, min_cells=1)
+        pretrain(toy_cells(1), out, min_cells=1)
     for value in (-1.0, np.nan, np.inf):
-        bad = cells()
+        bad = toy_cells()
         bad.X.data[5] = value
         with pytest.raises(ValueError, match="study1 holds negative or non-finite values: give counts"):
             pretrain(bad, out)
     with pytest.raises(ValueError, match="size='tiny' is unknown; give one of 'nano', 'mini', 'human'"):
-        pretrain(cells(), out, size="tiny")
+        pretrain(toy_cells(), out, size="tiny")
     with pytest.raises(FileNotFoundError, match="nowhere does not exist; give h5ad files"):
         pretrain(tmp_path / "nowhere", out)
     for name in ("x", "y"):
         (tmp_path / name).mkdir()
-        cells(5).write_h5ad(tmp_path / name / "same.h5ad")
+        toy_cells(5).write_h5ad(tmp_path / name / "same.h5ad")
     with pytest.raises(ValueError, match="two files are named 'same'"):
         pretrain([tmp_path / "x", tmp_path / "y"], out)
     assert not out.exists()
 
 
-def test_cuda_where_there_is_none(tmp_path: Path, monkeypatch):
+def test_cuda_where_there_is_none(tmp_path: Path, monkeypatch, toy_cells):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="device='cuda': no usable CUDA device here"):
-        pretrain(cells(), tmp_path / "m", train=replace(TRAIN, device="cuda"))
+        pretrain(toy_cells(), tmp_path / "m", train=replace(TRAIN, device="cuda"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_vocabulary_holds_genes_that_enough_cells_express(tmp_path: Path):
-    rare = cells()
+def test_the_vocabulary_holds_genes_that_enough_cells_express(tmp_path: Path, toy_cells):
+    rare = toy_cells()
     x = rare.X.toarray()
     x[:, 3] = 0
     x[:4, 3] = 1
@@ -280,22 +283,22 @@ def test_the_vocabulary_holds_genes_that_enough_cells_express(tmp_path: Path):
     assert "G3" in pretrain(rare, tmp_path / "four", train=short, min_cells=4).vocab
 
 
-def test_empty_studies_empty_cells_and_the_input_as_it_was(tmp_path: Path, monkeypatch):
-    odd = cells(20)
+def test_empty_cells_and_the_input_as_it_was(tmp_path: Path, toy_cells):
+    odd = toy_cells(20)
     x = odd.X.toarray()
     x[4] = 0
     odd.X = sparse.csr_matrix(x)
-    model = pretrain([odd, cells(0)], tmp_path / "m", train=replace(TRAIN, epochs=1))
-    assert [d["cells"] for d in model.provenance["data"]] == [20, 0]
+    model = pretrain(odd, tmp_path / "m", train=replace(TRAIN, epochs=1))
+    assert [d["cells"] for d in model.provenance["data"]] == [20]
     np.testing.assert_array_equal(odd.X.toarray(), x)
     assert (list(odd.obsm), list(odd.uns)) == ([], [])
 
 
 @pytest.mark.parametrize("storage", ["csc", "dense", "int64"])
-def test_storage_does_not_matter(tmp_path: Path, storage: str):
+def test_storage_does_not_matter(tmp_path: Path, storage: str, toy_cells):
     short = replace(TRAIN, epochs=1)
-    expected = pretrain(cells(), tmp_path / "a", train=short)
-    other = cells()
+    expected = pretrain(toy_cells(), tmp_path / "a", train=short)
+    other = toy_cells()
     other.X = {"csc": sparse.csc_matrix, "dense": lambda x: x.toarray(), "int64": lambda x: x.astype(np.int64)}[
         storage
     ](other.X)

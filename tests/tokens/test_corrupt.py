@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from scgpt_tl._random import name_keys
-from scgpt_tl.tokens.corrupt import generative_split
+from scgpt_tl.tokens.corrupt import Minibatch, generative_split, mask_values
 from scgpt_tl.tokens.tokenize import TokenBlock, Tokenizer
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ def block(toy_rows: Callable[..., object]) -> TokenBlock:
 def split(block: TokenBlock, chosen: list[int] | None = None, **options) -> CellBatch:
     cells = np.arange(len(block.keys)) if chosen is None else np.array(chosen)
     options = {"ratio": 0.5} | options
-    return generative_split(block.batch(cells), block.keys[cells], GENE_KEYS, **options)
+    made = generative_split(block.batch(cells), block.keys[cells], GENE_KEYS, **options)
+    assert torch.equal(made.hidden, ~made.cells.known)
+    assert torch.equal(made.target, made.cells.values)
+    return made.cells
 
 
 def by_cell(batch: CellBatch) -> list[list[tuple[int, float, bool]]]:
@@ -109,3 +113,62 @@ def test_the_batch_is_left_as_it_was(block: TokenBlock):
     assert torch.equal(batch.gene_ids, ids)
     assert torch.equal(batch.values, values)
     assert batch.known is None
+
+
+# ---- masked values
+
+
+def masked(block: TokenBlock, chosen: list[int] | None = None, **options) -> Minibatch:
+    cells = np.arange(len(block.keys)) if chosen is None else np.array(chosen)
+    options = {"ratio": 0.4, "mask_value": -1.0} | options
+    return mask_values(block.batch(cells), block.keys[cells], GENE_KEYS, **options)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.4, 0.75, 1.0])
+def test_a_share_of_each_cells_genes_is_masked(block: TokenBlock, ratio: float):
+    made = masked(block, ratio=ratio)
+    assert torch.equal(made.cells.gene_ids, torch.from_numpy(block.gene_ids))
+    assert torch.equal(made.target, torch.from_numpy(block.values))
+    assert (made.cells.values[made.hidden] == -1).all()
+    assert torch.equal(made.cells.values[~made.hidden], made.target[~made.hidden])
+    assert made.cells.known is None
+    for a, b in zip(block.offsets[:-1], block.offsets[1:], strict=True):
+        assert not made.hidden[a]  # <cls>
+        assert int(made.hidden[a:b].sum()) == int((b - a - 1) * ratio)
+
+
+def test_masks_follow_cell_gene_seed_and_epoch_alone(block: TokenBlock):
+    whole = masked(block)
+    some = masked(block, [7, 2, 5])
+    parts = [whole.hidden[block.offsets[c] : block.offsets[c + 1]] for c in (7, 2, 5)]
+    assert torch.equal(some.hidden, torch.cat(parts))
+    assert torch.equal(masked(block).hidden, whole.hidden)
+    assert not torch.equal(masked(block, epoch=1).hidden, whole.hidden)
+    assert not torch.equal(masked(block, seed=1).hidden, whole.hidden)
+
+
+# ---- parts of a minibatch
+
+
+@pytest.mark.parametrize("two_views", [False, True])
+def test_taking_cells_is_making_them_alone(block: TokenBlock, two_views: bool):
+    chosen = [3, 0, 8]
+    options = {"ratio": 0.5, "complement": two_views}
+    whole = generative_split(block.batch(np.arange(12)), block.keys, GENE_KEYS, **options)
+    alone = generative_split(block.batch(np.array(chosen)), block.keys[chosen], GENE_KEYS, **options)
+    some = whole.take(torch.tensor(chosen))
+    assert (whole.n_cells, some.n_cells) == (12, 3)
+    for name in ("gene_ids", "values", "cu_seqlens", "known"):
+        assert torch.equal(getattr(some.cells, name), getattr(alone.cells, name)), name
+    assert torch.equal(some.target, alone.target)
+    assert torch.equal(some.hidden, alone.hidden)
+
+
+def test_a_muted_minibatch_asks_for_nothing(block: TokenBlock):
+    labelled = replace(block.batch(np.arange(12)), label=torch.arange(12))
+    made = generative_split(labelled, block.keys, GENE_KEYS, ratio=0.5, complement=True)
+    assert made.cells.label.tolist() == [*range(12), *range(12)]
+    quiet = made.muted()
+    assert not quiet.hidden.any()
+    assert (quiet.cells.label == -1).all()
+    assert torch.equal(quiet.cells.values, made.cells.values)

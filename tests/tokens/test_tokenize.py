@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import sparse
 
 from scgpt_tl._random import Purpose, cell_key, draw, name_keys, stream_key
-from scgpt_tl.tokens.tokenize import TokenBlock, Tokenizer, ahead
+from scgpt_tl.tokens.tokenize import TokenBlock, Tokenizer, _limit, ahead
 
 N_TOKENS = 80
 CLS = 79
@@ -38,13 +40,18 @@ def plainly(t: Tokenizer, row: np.ndarray, *, epoch: int = 0, source: int = 0) -
         if t.spread and upper > lower:
             upper = lower + 1 + int(draw(ties, key, t.gene_keys[gene]) * (upper - lower))
         bins.append(upper)
+    n_genes = len(ids)
+    if t.zeros:
+        found = dict(zip(ids, bins, strict=True))
+        ids = sorted({g for g in t.column_ids.tolist() if g >= 0})
+        bins = [found.get(g, 0) for g in ids]
     kept = range(len(ids))
     if len(ids) > t.max_length - 1:
         stream = stream_key(t.seed, Purpose.TRUNCATE, epoch)
         mine = np.uint64((int(key) + source) % 2**64)
         draws = [float(draw(stream, mine, t.gene_keys[g])) for g in ids]
         kept = sorted(sorted(kept, key=draws.__getitem__)[: t.max_length - 1])
-    return [CLS, *(ids[i] for i in kept)], [t.cls_value, *(bins[i] for i in kept)], len(ids)
+    return [CLS, *(ids[i] for i in kept)], [t.cls_value, *(bins[i] for i in kept)], n_genes
 
 
 def cells(block: TokenBlock) -> list[tuple[list[int], list[float]]]:
@@ -78,6 +85,82 @@ def test_tokens_are_those_of_plain_python(rows, columns, spread: bool, max_lengt
     assert block.n_genes.tolist() == [n for _, _, n in expected]
     assert block.lengths.max() <= max_length
     assert (block.gene_ids.dtype, block.values.dtype) == (np.int64, np.float32)
+
+
+@st.composite
+def matrices(draw) -> tuple[np.ndarray, np.ndarray, int]:
+    """A few cells, the ids of their columns (outside the vocabulary, repeated, in any order), a seed."""
+    n_vars = draw(st.integers(1, 40))
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    columns = rng.integers(-1, draw(st.integers(1, N_TOKENS - 1)), n_vars)
+    counts = rng.poisson(draw(st.sampled_from([0.05, 0.7, 30.0])), (draw(st.integers(0, 5)), n_vars))
+    return counts.astype(np.float64), columns, draw(st.integers(0, 99))
+
+
+@settings(max_examples=150, deadline=None)
+@given(matrices(), st.booleans(), st.booleans(), st.sampled_from([2, 3, 12, 40, 1200]), st.sampled_from([2, 7, 51]))
+def test_any_matrix_gives_the_tokens_of_plain_python(
+    made: tuple[np.ndarray, np.ndarray, int], zeros: bool, spread: bool, max_length: int, n_bins: int
+):
+    counts, columns, seed = made
+    t = make(columns, zeros=zeros, spread=spread, max_length=max_length, n_bins=n_bins, seed=seed)
+    block = t(sparse.csr_matrix(counts), epoch=seed, sources=np.full(len(counts), seed, np.uint64))
+    expected = [plainly(t, row, epoch=seed, source=seed) for row in counts]
+    assert cells(block) == [(ids, values) for ids, values, _ in expected]
+    assert block.n_genes.tolist() == [n for _, _, n in expected]
+
+
+def test_zeros_show_every_gene_of_the_matrix(rows, columns):
+    """The expressed genes keep their bins; the others come in bin 0, `<cls>` alone before them."""
+    plain, full = make(columns)(rows), make(columns, zeros=True)(rows)
+    genes = sorted(set(columns[columns >= 0].tolist()))
+    for (some, bins), (ids, values) in zip(cells(plain), cells(full), strict=True):
+        assert ids == [CLS, *genes]
+        found = dict(zip(ids, values, strict=True))
+        assert [found.pop(gene) for gene in some] == bins
+        assert set(found.values()) == {0.0}
+    np.testing.assert_array_equal(full.keys, plain.keys)
+    np.testing.assert_array_equal(full.n_genes, plain.n_genes)
+
+
+def test_a_sample_with_zeros_is_of_all_genes_alike(columns):
+    """An empty cell's and a full cell's sample are of one size; expressed genes are not preferred."""
+    t = make(np.arange(60), zeros=True, max_length=21)
+    x = np.zeros((200, 60))
+    x[:, :30] = np.random.default_rng(0).integers(1, 99, (200, 30))
+    block = t(sparse.csr_matrix(x))
+    assert block.lengths.tolist() == [21] * 200
+    assert abs((block.gene_ids < 30).mean() * 21 / 20 - 0.5) < 0.04
+    assert (block.values[block.gene_ids < 30] > 0).all()
+    assert (block.values[(block.gene_ids >= 30) & (block.gene_ids != CLS)] == 0).all()
+    assert t(sparse.csr_matrix((1, 60))).lengths.tolist() == [21]
+
+
+def test_zeros_without_a_gene_of_the_vocabulary():
+    assert cells(make([-1, -1], zeros=True)(sparse.csr_matrix(np.ones((2, 2))))) == [([CLS], [-2.0])] * 2
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 3000), st.integers(0, 10**6), st.sampled_from([1.0, 1e-3, 1e-300]))
+def test_the_limit_is_an_order_statistic(n: int, seed: int, scale: float):
+    rng = np.random.default_rng(seed)
+    draws = rng.random(n) * scale
+    draws[rng.random(n) < 0.1] = draws[0]
+    most = int(rng.integers(0, n))
+    assert _limit(draws, most) == np.sort(draws)[most]
+
+
+def test_large_vocabularies_in_any_order():
+    """Ids in every word of the marks and at both ends of one."""
+    ids = np.concatenate([np.arange(0, 130), [4095, 4096, 8191, 60_000, 60_063, 60_064, 60_690]])
+    keys = name_keys(f"g{i}" for i in range(60_697))
+    order = np.random.default_rng(0).permutation(len(ids))
+    x = sparse.csr_matrix((1.0 + ids)[None, order])
+    one, other = (
+        Tokenizer(c, keys, 60_695)(r) for c, r in ((ids[order], x), (ids, sparse.csr_matrix(1.0 + ids[None])))
+    )
+    assert one.gene_ids.tolist() == [60_695, *ids.tolist()]
+    assert cells(one) == cells(other)
 
 
 def test_floats_too(columns):

@@ -15,14 +15,18 @@ Each kernel is tested against `plain`, which is the definition.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from importlib.util import find_spec
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
+
+from scgpt_tl.core.dropout import drop
+from scgpt_tl.core.merge import CpuFused, CudaFlash, merged
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +42,8 @@ class Layout:
     """(B + 1,) offsets of the keys."""
     n_known: Tensor | None = None
     """(B,) how many leading keys of each cell are known; None: all."""
+    at: Tensor | None = None
+    """(Tq,) place of each query among the keys, rising; None: a cell's i-th query is its i-th token."""
 
     @cached_property
     def spans(self) -> list[tuple[int, int, int, int, int]]:
@@ -61,6 +67,38 @@ class Layout:
     def has_unknown(self) -> bool:
         return self.n_known is not None and self.sizes[1] != self.sizes[2]
 
+    @cached_property
+    def cu_known(self) -> Tensor:
+        """(B + 1,) offsets of the known keys, each cell's after another's."""
+        n_known = self.cu_k.diff() if self.n_known is None else self.n_known
+        return torch.cat([n_known.new_zeros(1), n_known.cumsum(0)])
+
+    @cached_property
+    def known(self) -> Tensor:
+        """(K,) places of the known keys."""
+        cell = torch.repeat_interleave(self.cu_k.diff())  # (Tk,)
+        return (torch.arange(len(cell), device=cell.device) < self._known_end[cell]).nonzero()[:, 0]
+
+    @cached_property
+    def places(self) -> Tensor:
+        """(Tq,) place of each query among the keys."""
+        if self.at is not None:
+            return self.at
+        cell = torch.repeat_interleave(self.cu_q.diff())
+        return torch.arange(len(cell), device=cell.device) + (self.cu_k - self.cu_q)[cell]
+
+    @cached_property
+    def own(self) -> tuple[Tensor, Tensor]:
+        """(U,) which queries are unknown, and (U,) the key that each has to itself."""
+        cell = torch.repeat_interleave(self.cu_q.diff())
+        rows = (self.places >= self._known_end[cell]).nonzero()[:, 0]
+        return rows, self.places[rows]
+
+    @cached_property
+    def _known_end(self) -> Tensor:
+        """(B,) end of each cell's known keys."""
+        return self.cu_k[1:] if self.n_known is None else self.cu_k[:-1] + self.n_known
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, dropout: float = 0.0, kernel: str = "auto") -> Tensor:
     """Softmax attention within each cell.
@@ -68,7 +106,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, dropout: float = 
     Parameters
     ----------
     q
-        (Tq, H, E). With unknown tokens, either all tokens of each cell in order or known ones only.
+        (Tq, H, E).
     k, v
         (Tk, H, E).
     layout
@@ -92,13 +130,11 @@ def choose(q: Tensor, layout: Layout, dropout: float = 0.0) -> str:
     if dropout > 0:
         return "plain"
     if q.device.type == "cuda":
-        half = q.dtype in (torch.float16, torch.bfloat16)
-        if half and not layout.has_unknown:
-            if find_spec("flash_attn"):
-                return "flash_varlen"
-            if find_spec("torch.nn.attention.varlen"):
-                return "torch_varlen"
-        return "sdpa_padded"
+        if not _flash_takes(q):
+            return "sdpa_padded"
+        if layout.has_unknown:
+            return "flash_merged"
+        return "flash_varlen" if _installed("flash_attn") else "torch_varlen"
     if layout.has_unknown:
         return "merged"
     return "sdpa_padded" if layout.is_uniform else "sdpa_slices"
@@ -108,33 +144,32 @@ def plain(q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, dropout: float = 0
     """softmax(q k' / sqrt(E) + mask) v, written out: the oracle."""
     out = []
     for (_, _, ks, ke, _), weights in zip(layout.spans, maps(q, k, layout), strict=True):
-        kept = torch.nn.functional.dropout(weights, dropout, training=dropout > 0)
-        out.append(torch.einsum("hqk,khe->qhe", kept, v[ks:ke]))
+        out.append(torch.einsum("hqk,khe->qhe", drop(weights, dropout), v[ks:ke]))
     return torch.cat(out) if out else q.new_zeros(q.shape)
 
 
 def maps(q: Tensor, k: Tensor, layout: Layout) -> list[Tensor]:
     """Attention weights of each cell, B tensors (H, queries, keys)."""
     weights = []
-    for qs, qe, ks, ke, known in layout.spans:
+    for (qs, qe, ks, ke, _), seen in zip(layout.spans, visible(layout), strict=True):
         scores = torch.einsum("qhe,khe->hqk", q[qs:qe], k[ks:ke]) * q.shape[-1] ** -0.5
-        weights.append(scores.masked_fill(~visible(qe - qs, ke - ks, known - ks, q.device), -torch.inf).softmax(-1))
+        weights.append(scores.masked_fill(~seen, -torch.inf).softmax(-1))
     return weights
 
 
-def visible(n_q: int, n_k: int, n_known: int, device: torch.device) -> Tensor:
-    """(n_q, n_k) bool of the drawing above; True: the key is seen."""
-    rows = torch.arange(n_q, device=device)[:, None]
-    columns = torch.arange(n_k, device=device)
-    return (columns < n_known) | (rows == columns)
+def visible(layout: Layout) -> Iterator[Tensor]:
+    """Of each cell, (queries, keys) bool of the drawing above; True: the key is seen."""
+    for qs, qe, ks, ke, known in layout.spans:
+        keys = torch.arange(ks, ke, device=layout.cu_k.device)
+        yield (keys < known) | (keys == layout.places[qs:qe, None])
 
 
 def sdpa_slices(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     """torch's fused attention over each cell's slice: no padding, one call a cell."""
     out = torch.empty_like(q) if not torch.is_grad_enabled() else None
     parts = []
-    for qs, qe, ks, ke, known in layout.spans:
-        mask = None if known == ke else visible(qe - qs, ke - ks, known - ks, q.device)
+    masks = visible(layout) if layout.has_unknown else repeat(None, len(layout.spans))
+    for (qs, qe, ks, ke, _), mask in zip(layout.spans, masks, strict=True):
         one_q, one_k, one_v = (t.transpose(0, 1)[None] for t in (q[qs:qe], k[ks:ke], v[ks:ke]))  # (1, H, L, E)
         part = scaled_dot_product_attention(one_q, one_k, one_v, attn_mask=mask)[0].transpose(0, 1)
         if out is None:
@@ -146,71 +181,15 @@ def sdpa_slices(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
 
 def sdpa_padded(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     """torch's fused attention over (B, H, M, E); padding is made here and nowhere else."""
-    n_q, n_k, n_known = layout.sizes
+    n_q, n_k, _ = layout.sizes
     mask = None
     if not layout.is_uniform or layout.has_unknown:
-        keys = torch.arange(max(n_k), device=q.device)
-        rows = torch.arange(max(n_q), device=q.device)
-        known = torch.tensor(n_known, device=q.device)[:, None, None]
-        mask = ((keys < known) | (rows[:, None] == keys))[:, None]  # (B, 1, Mq, Mk); padded queries see themselves
+        mask = torch.zeros(len(n_q), 1, max(n_q), max(n_k), dtype=torch.bool, device=q.device)
+        mask[..., 0] = True  # a query that is padding sees something too
+        for cell, seen in zip(mask[:, 0], visible(layout), strict=True):
+            cell[: seen.shape[0], : seen.shape[1]] = seen
     all_q, all_k, all_v = _to_padded(q, n_q), _to_padded(k, n_k), _to_padded(v, n_k)
     return _to_packed(scaled_dot_product_attention(all_q, all_k, all_v, attn_mask=mask), n_q)
-
-
-def merged(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-    """The generative mask at the cost of known x all: fused attention over known keys, plus each unknown's own term."""
-    n_q, n_k, n_known = layout.sizes
-    most = max(n_known)
-    mask = None
-    if min(n_known) < most:
-        seen = torch.arange(most, device=q.device) < torch.tensor(n_known, device=q.device)[:, None]
-        mask = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, -torch.inf)[:, None, None]
-        mask = mask.expand(-1, 1, max(n_q), -1)
-    unknown = torch.arange(max(n_q), device=q.device) >= torch.tensor(n_known, device=q.device)[:, None]  # (B, Mq)
-    padded = (_to_padded(t, n) for t, n in ((q, n_q), (k, n_k), (v, n_k)))
-    return _to_packed(_Merged.apply(*padded, unknown[:, None], mask, most), n_q)
-
-
-# torch gives the log-sum-exp to nobody else
-_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001
-_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001
-
-
-class _Merged(torch.autograd.Function):
-    """Attention over the first `most` keys merged with a diagonal term by log-sum-exp, and its exact gradient.
-
-    The fused backward, handed the merged output and log-sum-exp, returns the known part's gradients; the diagonal's is
-    p (dO . v - rowsum(dO * O)).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, unknown: Tensor, mask: Tensor | None, most: int) -> Tensor:
-        known_k, known_v = k[:, :, :most], v[:, :, :most]
-        out, lse = _FORWARD(q, known_k, known_v, attn_mask=mask)
-        rows = q.shape[2]
-        own = (q * k[:, :, :rows]).sum(-1, dtype=lse.dtype) * q.shape[-1] ** -0.5  # (B, H, Mq)
-        own = own.masked_fill(~unknown, -torch.inf)
-        total = torch.logaddexp(lse, own)
-        p = torch.exp(own - total).to(q.dtype)[..., None]
-        out = out * torch.exp(lse - total).to(q.dtype)[..., None] + v[:, :, :rows] * p
-        ctx.save_for_backward(q, k, v, out, total, p, mask)
-        ctx.most = most
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        q, k, v, out, total, p, mask = ctx.saved_tensors
-        rows, most, scale = q.shape[2], ctx.most, q.shape[-1] ** -0.5
-        dq, dk_known, dv_known = _BACKWARD(
-            grad, q, k[:, :, :most], v[:, :, :most], out, total, 0.0, False, attn_mask=mask
-        )
-        d_own = p * ((grad * v[:, :, :rows]).sum(-1, keepdim=True) - (grad * out).sum(-1, keepdim=True)) * scale
-        dk, dv = torch.zeros_like(k), torch.zeros_like(v)
-        dk[:, :, :rows] = d_own * q
-        dv[:, :, :rows] = p * grad
-        dk[:, :, :most] += dk_known
-        dv[:, :, :most] += dv_known
-        return dq + d_own * k[:, :, :rows], dk, dv, None, None, None
 
 
 def flash_varlen(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
@@ -237,14 +216,27 @@ KERNELS: dict[str, Callable[..., Tensor]] = {
     "torch_varlen": torch_varlen,
     "sdpa_slices": sdpa_slices,
     "sdpa_padded": sdpa_padded,
-    "merged": merged,
+    "merged": partial(merged, fused=CpuFused()),
+    "flash_merged": partial(merged, fused=CudaFlash()),
     "plain": plain,
 }
 
 
+def _flash_takes(q: Tensor) -> bool:
+    """Whether flash attention is in this torch and made for this device, type and width."""
+    half, width = q.dtype in (torch.float16, torch.bfloat16), q.shape[-1]
+    built = torch.version.cuda is not None and torch.backends.cuda.is_flash_attention_available()
+    return half and width % 8 == 0 and width <= 256 and built and torch.cuda.get_device_capability(q.device) >= (8, 0)
+
+
+@cache
+def _installed(module: str) -> bool:
+    return find_spec(module) is not None
+
+
 def _refuse_unknown(name: str, layout: Layout) -> None:
     if layout.has_unknown:
-        msg = f"the {name} kernel has no generative mask; use 'sdpa_padded' or 'plain'"
+        msg = f"the {name} kernel has no generative mask; use 'flash_merged' or 'plain'"
         raise ValueError(msg)
 
 

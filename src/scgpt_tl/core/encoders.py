@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import embedding
 
+from scgpt_tl.core.dropout import Dropout
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -37,13 +39,20 @@ class ContinuousValueEncoder(nn.Module):
         self.linear1 = nn.Linear(1, d_model)
         self.linear2 = nn.Linear(d_model, d_model)
         self.norm = nn.LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.value_range = value_range
 
     def forward(self, values: Tensor) -> Tensor:
         """(...) float -> (..., D)."""
+        if values.device.type == "cpu":
+            few, which = values.unique(return_inverse=True)  # bins are few: each is encoded once
+            if 2 * len(few) < values.numel():
+                return self.dropout(embedding(which, self._encode(few)))
+        return self.dropout(self._encode(values))
+
+    def _encode(self, values: Tensor) -> Tensor:
         x = values.clamp(max=_LARGEST_VALUE)[..., None].to(self.linear1.weight.dtype)
-        return self.dropout(self.norm(self.linear2(self.linear1(x).relu_())))
+        return self.norm(self.linear2(self.linear1(x).relu_()))
 
 
 @dataclass(frozen=True)

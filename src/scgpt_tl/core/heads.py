@@ -157,32 +157,39 @@ class Heads(nn.Module):
             self.add_module(name, build[name]())
         self.in_queries = config.context_in_queries
 
-    def gene_expression(self, encoded: Encoded, batch: CellBatch) -> Prediction:
-        """GEP of every token."""
-        return self.gep(_join(_given(encoded.tokens, "the encoded tokens"), self._context(batch)))
+    def gene_expression(self, encoded: Encoded, batch: CellBatch, *, at: Tensor | None = None) -> Prediction:
+        """GEP of every token, or of those `at` (M,) positions: a loss asks for the hidden ones alone."""
+        tokens = _rows(_given(encoded.tokens, "the encoded tokens"), at)
+        return self.gep(_join(tokens, self._context(batch, at)))
 
-    def cell_expression(self, encoded: Encoded, batch: CellBatch, genes: Tensor) -> Prediction:
-        """GEPC of every token; `genes` (T, D) are the gene encoder's embeddings of the tokens."""
-        context = self._context(batch)
-        cell = _join(encoded.cell, None if context is None else context[batch.cls_index])
-        return self.gepc(cell, _join(genes, context if self.in_queries else None), batch.cell_index)
+    def cell_expression(
+        self, encoded: Encoded, batch: CellBatch, genes: Tensor, *, at: Tensor | None = None
+    ) -> Prediction:
+        """GEPC of every token, or of those `at` (M,) positions; `genes` are the gene encoder's embeddings of them."""
+        cell = _join(encoded.cell, self._context(batch, batch.cls_index))
+        queries = _join(genes, self._context(batch, at) if self.in_queries else None)
+        return self.gepc(cell, queries, _rows(batch.cell_index, at))
 
     def domain(self, encoded: Encoded, scale: float = 1.0) -> Tensor:
         """DAR: (B, n_batches) scores behind gradient reversal."""
         return self.dar(ReverseGradient.apply(encoded.cell, scale))
 
-    def _context(self, batch: CellBatch) -> Tensor | None:
-        """(T, D) sum of batch and modality embeddings, or None."""
+    def _context(self, batch: CellBatch, at: Tensor | None) -> Tensor | None:
+        """(T, D) sum of batch and modality embeddings, or (M, D) at some positions, or None."""
         parts = []
         if self.batches is not None:
-            parts.append(self.batches(_given(batch.batch, "CellBatch.batch"))[batch.cell_index])
+            parts.append(self.batches(_given(batch.batch, "CellBatch.batch"))[_rows(batch.cell_index, at)])
         if self.modalities is not None:
-            parts.append(self.modalities(_given(batch.modality, "CellBatch.modality")))
+            parts.append(self.modalities(_rows(_given(batch.modality, "CellBatch.modality"), at)))
         return sum(parts[1:], parts[0]) if parts else None
 
 
 def _join(x: Tensor, context: Tensor | None) -> Tensor:
     return x if context is None else torch.cat([x, context], -1)
+
+
+def _rows(x: Tensor, at: Tensor | None) -> Tensor:
+    return x if at is None else x.index_select(0, at)
 
 
 def _given(x: Tensor | None, name: str) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from scgpt_tl.core.attention import Layout, attend, maps
+from scgpt_tl.core.dropout import Dropout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,9 +52,9 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(T, D) -> q (Tq, H, E), k and v (T, H, E); q of `rows` only where they are given."""
-        if rows is None:
+        if rows is None or type(self.qkv) is not Linear:  # what stands in its place (an adapter) may add to it
             q, k, v = self.qkv(x).view(len(x), 3, self.n_heads, -1).unbind(1)
-            return q, k, v
+            return q if rows is None else q[rows], k, v
         d = x.shape[1]
         weight, bias = self.qkv.weight, self.qkv.bias
         q = linear(x[rows], weight[:d], bias[:d]).view(len(rows), self.n_heads, -1)
@@ -83,7 +84,7 @@ class Block(nn.Module):
         self.down = Linear(d_ff, d_model)
         self.norm1 = nn.LayerNorm(d_model)
         self.norm2 = nn.LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.post = norm_scheme == "post"
 
     def forward(self, x: Tensor, layout: Layout, rows: Tensor | None = None, unknown: Tensor | None = None) -> Tensor:
@@ -107,7 +108,9 @@ class Block(nn.Module):
 class DomainNorm(nn.Module):
     """Batch normalisation over tokens with separate statistics per domain; each row follows its own domain.
 
-    With one domain and `affine` it is the published `bn`; else its domain-specific one (DSBN), whose affine is off.
+    With one domain and `affine` it is the published `bn`; else its domain-specific one (DSBN), whose affine is off. A
+    domain that has a single token in a training minibatch has no spread of its own: its running statistics serve, and
+    stay as they are.
     """
 
     def __init__(self, d_model: int, n_domains: int, *, affine: bool, eps: float = 6.1e-5):
@@ -117,12 +120,19 @@ class DomainNorm(nn.Module):
     def forward(self, x: Tensor, domain: Tensor | None) -> Tensor:
         """(T, D), (T,) int64 or None -> (T, D)."""
         if len(self.norms) == 1:
-            return self.norms[0](x)
+            return _normed(self.norms[0], x)
         if domain is None:
             msg = "this model normalises per batch: CellBatch.batch is needed"
             raise ValueError(msg)
         out = torch.empty_like(x)
         for d in domain.unique().tolist():
             rows = domain == d
-            out[rows] = self.norms[d](x[rows])
+            out[rows] = _normed(self.norms[d], x[rows])
         return out
+
+
+def _normed(norm: Any, x: Tensor) -> Tensor:
+    """Batch normalisation; by the running statistics where there is one token."""
+    if len(x) > 1 or not norm.training:
+        return norm(x)
+    return functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 from torch.nn.functional import normalize
+from torch.utils.checkpoint import checkpoint
 
 from scgpt_tl.core.attention import Layout
 from scgpt_tl.core.encoders import ContinuousValueEncoder, TableEncoder, Tables
 from scgpt_tl.core.heads import Heads
 from scgpt_tl.core.layers import Attention, Block, DomainNorm
+from scgpt_tl.tokens.batch import cumulative
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -30,13 +32,16 @@ class Encoded:
     cell: Tensor
     """(B, D) cell embeddings."""
     tokens: Tensor | None
-    """(T, D) token embeddings; None where only cells were asked for."""
+    """(T, D) token embeddings; None where only cells were asked for, NaN where `at=` did not ask."""
     captured: dict[str, Any] = field(default_factory=dict)
     """What `capture=` asked for: ``layer.N`` (T, D), the output of block N; ``attention.N``, B maps (H, L, L)."""
 
 
 class ScGPT(nn.Module):
     """Transformer over the genes of a cell (preprint, sections 4.1 and 4.2)."""
+
+    recompute: bool = False
+    """Keep each block's input alone and compute it anew in the backward pass: less memory, a third more work."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -94,6 +99,7 @@ class ScGPT(nn.Module):
         *,
         capture: Collection[str] = (),
         cell_only: bool = False,
+        at: Tensor | None = None,
         cell_prompt: Tensor | None = None,
         tables: Tables | None = None,
     ) -> Encoded:
@@ -108,6 +114,9 @@ class ScGPT(nn.Module):
         cell_only
             Compute what the cell embedding needs: in the last block the query, output and perceptron of `<cls>` alone.
             Exact, and a saving of most of that block.
+        at
+            (M,) the tokens that will be asked for. The last block computes these and `<cls>`; other rows of
+            `Encoded.tokens` are NaN.
         cell_prompt
             (B, D) put in place of the `<cls>` input (the cell-prompt pass of section 4.3.3).
         tables
@@ -119,22 +128,39 @@ class ScGPT(nn.Module):
         known = None if batch.known is None else batch.n_known
         layout = Layout(batch.cu_seqlens, batch.cu_seqlens, known)
         unknown = None if batch.known is None else ~batch.known
-        cell_only = cell_only and self.config.cell_style == "cls" and f"layer.{len(self.blocks) - 1}" not in capture
+        last = len(self.blocks) - 1
+        rows = None if f"layer.{last}" in capture else self._asked(batch, at, cell_only=cell_only)
         captured: dict[str, Any] = {}
         for i, block in enumerate(self.blocks):
-            last = i == len(self.blocks) - 1
             if f"attention.{i}" in capture:
                 captured[f"attention.{i}"] = cast("Block", block).maps(x, layout)
-            if last and cell_only:
-                one_each = torch.arange(batch.n_cells + 1, device=x.device)
-                cells = Layout(one_each, batch.cu_seqlens, known)
-                _check_captured(capture, captured)
-                return Encoded(block(x, cells, rows=batch.cls_index), None, captured)
-            x = block(x, layout, unknown=unknown)
+            if i == last and rows is not None:
+                cu_rows = cumulative(torch.bincount(batch.cell_index[rows], minlength=batch.n_cells))
+                layout = Layout(cu_rows, batch.cu_seqlens, known, rows)
+                unknown = None if unknown is None else unknown[rows]
+            x = self._through(block, x, layout, rows if i == last else None, unknown)
             if f"layer.{i}" in capture:
                 captured[f"layer.{i}"] = x
         _check_captured(capture, captured)
+        if rows is not None and cell_only:
+            return Encoded(x, None, captured)
+        if rows is not None:
+            x = x.new_full((batch.n_tokens, x.shape[1]), torch.nan).index_copy(0, rows, x)
         return Encoded(self._pool(x, batch), x, captured)
+
+    def _asked(self, batch: CellBatch, at: Tensor | None, *, cell_only: bool) -> Tensor | None:
+        """(n,) tokens that the last block must compute, in order; None: all."""
+        if self.config.cell_style != "cls" or not (cell_only or at is not None):
+            return None
+        return batch.cls_index if at is None or cell_only else torch.cat([batch.cls_index, at]).unique()
+
+    def _through(
+        self, block: nn.Module, x: Tensor, layout: Layout, rows: Tensor | None = None, unknown: Tensor | None = None
+    ) -> Tensor:
+        """One block; what dropout drops is the same when it is computed again."""
+        if self.recompute and torch.is_grad_enabled():
+            return cast("Tensor", checkpoint(block, x, layout, rows, unknown, use_reentrant=False))
+        return cast("Tensor", block(x, layout, rows, unknown))
 
     def _pool(self, x: Tensor, batch: CellBatch) -> Tensor:
         """(T, D) -> (B, D)."""

@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from scgpt_tl.engine._fields import convert, docs, expected, hints, nearest
+
 Schedule = Literal["cosine", "epoch", "constant"]
+
+#: What `freeze=` knows.
+PARTS = ("genes", "values", "embeddings", "layers", "heads")
 
 #: Options that may change while a run goes on: they say where and how it is computed, not what is learned.
 FREE = frozenset(
     ("max_tokens", "max_memory", "checkpointing", "compile", "save_every", "loggers", "progress", "precision", "device")
 ) | {"devices", "nodes", "strategy"}
+
+#: Graphics memory -> options for the 12-layer, 512-wide network (51 M parameters) and cells of up to 1,200 tokens.
+#: `max_memory` leaves 2 to 4 GB for weights, CUDA and fragments. Computed from sizes, not measured on such cards.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "8GB": {"lora": 8, "checkpointing": True, "max_memory": "6GB"},
+    "16GB": {"lora": 8, "max_memory": "13GB"},
+    "24GB": {"lora": 16, "max_memory": "20GB"},
+}
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "schedule": get_args(Schedule),
+    "keep": ("last", "best"),
+    "precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
+    "strategy": ("auto", "ddp", "ddp_spawn", "ddp_notebook", "fsdp"),
+    "loggers": ("tensorboard", "csv", "wandb", "mlflow"),
+}
+_AT_LEAST: Mapping[str, int] = {
+    **dict.fromkeys(("epochs", "cells", "accumulate", "max_tokens", "save_every", "devices", "nodes"), 1),
+    **dict.fromkeys(("weight_decay", "clip", "patience", "lora"), 0),
+    "max_length": 2,  # `<cls>` and a gene
+}
 
 
 @dataclass(frozen=True)
@@ -83,24 +109,20 @@ class TrainConfig:
     """Show a bar with cells per second, loss and the time left."""
 
     def __post_init__(self) -> None:
-        for name in ("freeze", "loggers"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # YAML gives a list
-        for name in ("epochs", "cells", "max_length", "learning_rate", "accumulate", "save_every", "devices", "nodes"):
-            if not getattr(self, name) > 0:
-                msg = f"TrainConfig({name}={getattr(self, name)}): a positive number is needed"
+        for name, hint in hints(TrainConfig).items():
+            value = getattr(self, name)
+            try:
+                value = convert(value, hint)
+            except (TypeError, ValueError):
+                msg = f"TrainConfig({name}={value!r}): {expected(hint)} is needed"
+                raise ValueError(msg) from None
+            object.__setattr__(self, name, value)
+            if reason := _refusal(name, value):
+                msg = f"TrainConfig({name}={value!r}): {reason}"
                 raise ValueError(msg)
-        for name in ("warmup", "held_out"):
-            if not 0 <= getattr(self, name) < 1:
-                msg = f"TrainConfig({name}={getattr(self, name)}): a share from 0 to below 1 is needed"
-                raise ValueError(msg)
-        for name in ("patience", "lora", "clip", "weight_decay"):
-            if getattr(self, name) < 0:
-                msg = f"TrainConfig({name}={getattr(self, name)}): 0 or more is needed"
-                raise ValueError(msg)
-        for name, known in (("schedule", get_args(Schedule)), ("keep", ("last", "best"))):
-            if getattr(self, name) not in known:
-                msg = f"TrainConfig({name}={getattr(self, name)!r}): give one of {', '.join(known)}"
-                raise ValueError(msg)
+        if self.lora and self.strategy == "fsdp":
+            msg = "TrainConfig(lora=..., strategy='fsdp'): adapters cannot be merged into sharded weights; give 'ddp'"
+            raise ValueError(msg)
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any]) -> TrainConfig:
@@ -114,11 +136,32 @@ class TrainConfig:
         names = [f.name for f in fields(cls)]
         for key in options:
             if key not in names:
-                near = get_close_matches(str(key), names, 1)
-                hint = f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(names)}"
-                msg = f"unknown training option {key!r}" + hint
+                msg = f"unknown training option {key!r}; {nearest(key, names)}"
                 raise ValueError(msg)
         return cls(**options)
+
+    @classmethod
+    def for_memory(cls, memory: str, **options: Any) -> TrainConfig:
+        """For fine-tuning the 51 M model on a card of 8, 16 or 24 GB: `FINETUNE` with LoRA and a bound on activations.
+
+        See `PRESETS`. They hold for cells of up to 1,200 tokens: a step is cut into the passes that the bound asks for.
+
+        Parameters
+        ----------
+        memory
+            "8GB", "16GB" or "24GB".
+        options
+            The other fields, and those of the preset that are to be something else.
+
+        Raises
+        ------
+        ValueError
+            Another size.
+        """
+        if memory not in PRESETS:
+            msg = f"there is no preset for {memory!r}; {nearest(memory, PRESETS)}"
+            raise ValueError(msg)
+        return cls.from_mapping({**asdict(FINETUNE), **PRESETS[memory], **options})
 
     @classmethod
     def read(cls, file: str | Path) -> TrainConfig:
@@ -131,19 +174,64 @@ class TrainConfig:
         ValueError
             It is no mapping of options, or one of them is unknown.
         """
+        return cls.from_mapping(read_options(file))
+
+    def to_yaml(self) -> str:
+        """All options with what they mean; `read` gives the same config back."""
         import yaml
 
-        try:
-            options = yaml.safe_load(Path(file).read_text()) or {}
-        except yaml.YAMLError as error:
-            msg = f"{file} is not YAML: {' '.join(str(error).split())}"
-            raise ValueError(msg) from error
-        if not isinstance(options, Mapping):
-            msg = f"{file} holds {type(options).__name__}, expected lines of `option: value`"
-            raise ValueError(msg)
-        return cls.from_mapping(options)
+        lines = []
+        for name, doc in docs(type(self)).items():
+            value = getattr(self, name)
+            plain = {name: list(value) if isinstance(value, tuple) else value}
+            lines += [f"# {doc}", yaml.safe_dump(plain)]
+        return "\n".join(lines)
 
     @property
     def learned(self) -> dict[str, Any]:
         """Options that decide what is learned, as plain values: two runs with the same ones are one run."""
         return {name: value for name, value in asdict(self).items() if name not in FREE}
+
+
+def read_options(file: str | Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds, not yet checked against the options; see `TrainConfig.read`."""
+    import yaml
+
+    if not Path(file).is_file():
+        msg = f"no file {file}"
+        raise FileNotFoundError(msg)
+    try:
+        options = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        msg = f"{file} is not YAML: {' '.join(str(error).split())}"
+        raise ValueError(msg) from error
+    if not isinstance(options, Mapping):
+        msg = f"{file} holds {type(options).__name__}, expected lines of `option: value`"
+        raise ValueError(msg)
+    return dict(options)
+
+
+def _refusal(name: str, value: Any) -> str | None:
+    """Why a value of the right type is none of this option's."""
+    for item in value if isinstance(value, tuple) else (value,):
+        if name in _CHOICES and item not in _CHOICES[name]:
+            return f"unknown; {nearest(item, _CHOICES[name])}"
+        if name == "freeze" and item.partition(":")[0] not in PARTS:
+            return f"there is no part {item!r}; {nearest(item, (*PARTS, 'layers:6'))}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number is needed"
+    if name in _AT_LEAST and value is not None and value < _AT_LEAST[name]:
+        return f"{_AT_LEAST[name]} or more is needed"
+    if name == "learning_rate" and value <= 0:
+        return "a positive number is needed"
+    if name == "decay" and not 0 < value <= 1:
+        return "a factor above 0 and up to 1 is needed"
+    if name in ("warmup", "held_out") and not 0 <= value < 1:
+        return "a share from 0 to below 1 is needed"
+    return None
+
+
+#: As published for fine-tuning: a small constant rate that falls by a tenth after each epoch, the best epoch kept.
+FINETUNE = TrainConfig(
+    max_length=1200, learning_rate=1e-4, schedule="epoch", warmup=0.0, weight_decay=0.0, held_out=0.1, keep="best"
+)

@@ -3,7 +3,7 @@
 A random table has to learn from scratch which genes go together, which takes millions of cells; a small corpus tells
 much of it in closed form. The table is made of the right singular vectors of the binned cells, weighted as documents
 are: frequent genes less, each cell to length 1, and each study's mean taken out, so that it is cells that differ and
-not studies.
+not studies. A large corpus is represented by a sample of its cells.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, svds
 
+from scgpt_tl._random import Purpose, mix_words, stream_key
 from scgpt_tl.tokens.tokenize import Tokenizer
 
 if TYPE_CHECKING:
@@ -23,12 +24,19 @@ if TYPE_CHECKING:
 
 _DENSE = 4_000_000  # cells x tokens below which the whole decomposition is quick
 _RAREST = 1e-3  # share of cells below which a gene gains no more weight
+_CELLS = 50_000  # drawn from a larger corpus: some 2 GB at a thousand genes each
+_BLOCK = 4096  # cells tokenised at once
+_SAMPLE = np.uint64(0xFFFE)  # an epoch number of its own for the choice of cells
 
 
 def svd_table(studies: list[Study], width: int, *, seed: int) -> np.ndarray:
-    """(n_tokens, width) float32, rows of unit mean square; 0 for tokens that no cell has."""
+    """(n_tokens, width) float32, rows of unit mean square; 0 for tokens that no cell has.
+
+    At most 50,000 cells enter, drawn by their keys.
+    """
     n_tokens = len(studies[0].tokenizer.gene_keys)
-    parts = [_binned(study, n_tokens) for study in studies]
+    studies = [study for study in studies if study.weight > 0]
+    parts = [_binned(study, rows, n_tokens) for study, rows in zip(studies, _sample(studies, seed), strict=True)]
     cells = sparse.vstack(parts, format="csr")
     if cells.shape[0] < 2:
         msg = "one cell does not tell which genes vary together; give at least two"
@@ -59,17 +67,31 @@ def start_from(weight: torch.Tensor, table: np.ndarray) -> None:
         weight /= weight.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
 
 
-def _binned(study: Study, n_tokens: int) -> sparse.csr_array:
-    """(n_obs, n_tokens) bins over the largest, all genes of each cell."""
+def _sample(studies: list[Study], seed: int) -> list[np.ndarray]:
+    """Rows of each study that enter: all, or those with the smallest draws."""
+    if sum(study.n_cells for study in studies) <= _CELLS:
+        return [np.arange(study.n_cells) for study in studies]
+    stream = stream_key(seed, Purpose.SHUFFLE, _SAMPLE)
+    draws = [mix_words(study.keys, stream) for study in studies]
+    limit = np.partition(np.concatenate(draws), _CELLS)[_CELLS]
+    return [np.flatnonzero(words < limit) for words in draws]
+
+
+def _binned(study: Study, rows: np.ndarray, n_tokens: int) -> sparse.csr_array:
+    """(n_rows, n_tokens) bins over the largest, all genes of each cell."""
     t = study.tokenizer
     whole = Tokenizer(t.column_ids, t.gene_keys, t.cls_id, n_bins=t.n_bins, spread=t.spread, max_length=n_tokens + 1)
-    block = whole(study.rows)
-    genes = np.ones(len(block.gene_ids), bool)
-    genes[block.offsets[:-1]] = False  # <cls>
-    indptr = block.offsets - np.arange(len(block.offsets))
-    return sparse.csr_array(
-        (block.values[genes] / (t.n_bins - 1), block.gene_ids[genes], indptr), shape=(len(block.keys), n_tokens)
-    )
+    parts = [sparse.csr_array((0, n_tokens))]
+    for start in range(0, len(rows), _BLOCK):
+        block = whole(study.take(rows[start : start + _BLOCK]))
+        genes = np.ones(len(block.gene_ids), bool)
+        genes[block.offsets[:-1]] = False  # <cls>
+        values = block.values[genes] / (t.n_bins - 1)
+        indptr = block.offsets - np.arange(len(block.offsets))
+        shape = (len(block.keys), n_tokens)
+        parts.append(sparse.csr_array((values, block.gene_ids[genes].astype(np.int32), indptr), shape=shape))
+    study.close()
+    return sparse.vstack(parts, format="csr")
 
 
 def _directions(cells: LinearOperator, width: int, seed: int) -> np.ndarray:

@@ -1,91 +1,46 @@
-"""One training loop for every recipe, on Lightning."""
+"""One training loop for every recipe, on Lightning Fabric.
+
+    plan of an epoch -> feed -> passes of a step -> losses -> gradients summed over passes and devices -> AdamW
+
+A step is the same whatever its passes and devices: sums over hidden positions are divided by one count for all of them.
+What a step draws (dropout) follows (seed, step, device, pass) alone, so that a run which was cut off anywhere goes on
+bit for bit.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-import signal
-import threading
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning
+import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
-from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
-from scgpt_tl._random import Purpose, stream_key
-from scgpt_tl.engine.data import Minibatches, Plan, Study
-from scgpt_tl.engine.predict import Compute
-from scgpt_tl.engine.recipes import Recipe, losses
+from scgpt_tl.engine import checkpoint, devices, tune
+from scgpt_tl.engine._stop import Stop
+from scgpt_tl.engine.data import Draw, Epoch, Plan, feed
+from scgpt_tl.engine.passes import Learner, Work, budget, cut, seed_dropout
+from scgpt_tl.engine.progress import Progress, learning_rate
+from scgpt_tl.engine.recipes import Recipe, hide
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from lightning.fabric import Fabric
 
     from scgpt_tl.core.scgpt import Network
     from scgpt_tl.engine.config import TrainConfig
-    from scgpt_tl.tokens.batch import CellBatch
+    from scgpt_tl.engine.study import Study
+    from scgpt_tl.tokens.corrupt import Minibatch
+    from scgpt_tl.tokens.tokenize import TokenBlock
 
 logger = logging.getLogger(__name__)
 
-_LAST = "last"  # checkpoint file, without suffix
-
-
-class Trainee(lightning.LightningModule):
-    """A network, a recipe, a schedule."""
-
-    def __init__(self, network: Network, recipe: Recipe, train: TrainConfig, *, steps: int, seed: int):
-        super().__init__()
-        self.network, self.recipe, self.train_config = network, recipe, train
-        self.steps, self.seed = steps, seed
-        self.history: list[dict[str, float]] = []
-
-    def on_train_batch_start(self, batch: CellBatch, batch_idx: int) -> None:
-        """Dropout follows (seed, step) alone, so that a resumed run repeats it."""
-        torch.manual_seed(int(stream_key(self.seed, Purpose.DROPOUT, self.global_step)) >> 1)
-
-    def training_step(self, batch: CellBatch, batch_idx: int) -> torch.Tensor:
-        return self._step(batch, "train")
-
-    def validation_step(self, batch: CellBatch, batch_idx: int) -> torch.Tensor:
-        return self._step(batch, "held_out")
-
-    def _step(self, batch: CellBatch, stage: str) -> torch.Tensor:
-        found = losses(self.network, batch, self.recipe)
-        values = {f"{stage}/{name}": part for name, part in (found.parts | {"loss": found.total}).items()}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=batch.n_cells, prog_bar=stage == "train")
-        return found.total
-
-    def on_train_epoch_end(self) -> None:
-        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        self.history.append({"epoch": self.current_epoch, "step": self.global_step} | metrics)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["history"] = self.history
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history = checkpoint["history"]
-
-    def configure_optimizers(self) -> Any:
-        config = self.train_config
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _factor(self, step: int) -> float:
-        """Learning rate at a step, as a share of its peak."""
-        warm = max(1, int(self.steps * self.train_config.warmup))
-        if step < warm:
-            return (step + 1) / warm
-        done = min(1.0, (step - warm) / max(1, self.steps - warm))
-        return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
-
 
 def fit(
+    fabric: Fabric,
     network: Network,
     studies: list[Study],
     recipe: Recipe,
@@ -94,72 +49,262 @@ def fit(
     folder: Path,
     seed: int,
     resume: bool = True,
+    validate: list[Study] | None = None,
 ) -> list[dict[str, float]]:
     """Train `network` in place and return its history, a dictionary per epoch.
 
-    A checkpoint is written to `folder` after each epoch; with `resume` a run that was cut off goes on from there.
+    Parameters
+    ----------
+    fabric
+        From `devices.fabric_for`, launched.
+    network
+        Has the heads of `recipe`.
+    studies
+        What to learn from.
+    recipe, train
+        What and how.
+    folder
+        Where checkpoints go, already `claimed`.
+    seed
+        Of order, samples, splits and dropout.
+    resume
+        Go on from the checkpoint in `folder`.
+    validate
+        Studies for the held-out loss, in place of a share of the cells.
+
+    Raises
+    ------
+    FloatingPointError
+        The loss is no number; the last checkpoint is from before.
+    KeyboardInterrupt, SystemExit
+        Ctrl-C or SIGTERM, after the step was finished and saved.
+    OSError
+        A checkpoint could not be written.
     """
-    plan, held_out = (
-        Plan(studies, cells=train.cells, recipe=recipe, seed=seed, held_out=train.held_out, training=training)
-        for training in (True, False)
-    )
-    data = Minibatches(studies, recipe, seed)
-    trainee = Trainee(network, recipe, train, steps=train.epochs * len(plan), seed=seed)
-    # one file, written over: a version counter would give a resumed run's file another name
-    options: dict[str, Any] = {"every_n_epochs": 1, "save_on_train_epoch_end": True, "enable_version_counter": False}
-    saver = ModelCheckpoint(dirpath=folder, filename=_LAST, save_top_k=1, **options)
-    last = folder / f"{_LAST}.ckpt"
-    found = last if resume and last.exists() else None
-    if found:
-        logger.info("resuming from %s", found)
-    loaders = [DataLoader(data, sampler=sampler, batch_size=None) for sampler in (plan, held_out)]
-    trainer = _trainer(train, folder, saver, validate=len(held_out) > 0)
-    with _quiet(), _interruptible(), torch.random.fork_rng():
-        trainer.fit(trainee, loaders[0], loaders[1] if len(held_out) else None, ckpt_path=found, weights_only=True)
+    with torch.random.fork_rng():
+        tune.leave_out(network, recipe)
+        tune.freeze(network, train.freeze)
+        with tune.adapters(network, train.lora, seed=seed):
+            history = _Fit(fabric, network, studies, recipe, train, folder, seed, validate).run(resume=resume)
+    for each in fabric.loggers:
+        each.finalize("success")
+    network.requires_grad_(True)
     network.eval()
-    return trainee.history
+    return history
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Lightning's warnings of what is meant here."""
-    with warnings.catch_warnings():
-        for message in ("Checkpoint directory", "The '.*_dataloader' does not have many workers", ".*LeafSpec"):
-            warnings.filterwarnings("ignore", message)
-        warnings.filterwarnings("ignore", "You defined a `validation_step` but have no `val_dataloader`")
-        yield
+class _Fit:
+    """The state of one call of `fit`."""
 
+    def __init__(
+        self,
+        fabric: Fabric,
+        network: Network,
+        studies: list[Study],
+        recipe: Recipe,
+        train: TrainConfig,
+        folder: Path,
+        seed: int,
+        validate: list[Study] | None,
+    ):
+        self.fabric, self.recipe, self.train, self.folder, self.seed = fabric, recipe, train, folder, seed
+        self.network, self.studies, self.others = network, studies, validate or studies
+        options: dict[str, Any] = {"cells": train.cells, "ratios": recipe.ratios, "seed": seed}
+        self.plan = Plan(studies, **options, held_out=0.0 if validate else train.held_out, training=True)
+        held_out = Plan(self.others, **options, held_out=1.0 if validate else train.held_out, training=False)
+        self.held_out = held_out.epoch(0)
+        self.steps = train.epochs * len(self.plan.epoch(0))
+        self.progress = Progress(budget=budget(network, train, recipe), world=fabric.world_size)
+        network.backbone.recompute = train.checkpointing
+        if train.compile:
+            for block in network.backbone.blocks:
+                block.compile(dynamic=True)
+        self.module: Any = fabric.setup_module(Learner(network, recipe))
+        learned = [p for p in self.module.parameters() if p.requires_grad]
+        self._precision: Any = fabric.strategy.precision
+        self._scaled = self._precision.precision == "16-mixed"
+        self.optimizer: Any = fabric.setup_optimizers(
+            # a fused step does the scaler's work too late for clipping
+            torch.optim.AdamW(learned, lr=train.learning_rate, weight_decay=train.weight_decay, fused=not self._scaled)
+        )
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C stays what it is: Lightning ends the process, and leaves it deaf to the next one."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from stop
-        raise
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
+    def run(self, *, resume: bool) -> list[dict[str, float]]:
+        """All epochs that are left."""
+        if resume and (self.folder / checkpoint.LAST).exists():
+            self._load()
+        with Stop() as stop:
+            while self.progress.epoch < self.train.epochs and not self._patience_is_over():
+                self._train_epoch(stop)
+                self._end_epoch()
+        if self.train.keep == "best" and (best := self.folder / checkpoint.BEST).exists():
+            checkpoint.read(self.fabric, best, {"module": self.module})
+        return self.progress.history
 
+    def _train_epoch(self, stop: Stop) -> None:
+        """What is left of an epoch."""
+        done, epoch = self.progress, self.plan.epoch(self.progress.epoch)
+        silent = not self.train.progress or self.fabric.global_rank > 0
+        with tqdm(total=epoch.n_cells, unit="cell", disable=silent, smoothing=0.1) as bar:
+            bar.set_description(f"epoch {done.epoch + 1}/{self.train.epochs}")
+            bar.update(sum(len(draw.rows) for draw in epoch.draws[: done.position]))
+            for draw, minibatch in self._feed(epoch, self.studies, start=done.position):
+                parts = self._step(draw, minibatch)
+                (cells,) = devices.summed(self.fabric, draw.weight * len(draw.rows))
+                done.add({f"train/{name}": value for name, value in parts.items()}, int(cells))
+                done.step, done.position = done.step + 1, done.position + 1
+                bar.set_postfix(loss=f"{done.means()['train/loss']:.4f}", refresh=False)
+                bar.update(int(cells))
+                self._stop_if_asked(stop)
+                if done.step % self.train.save_every == 0 and done.position < len(epoch):
+                    self._save()
 
-def _trainer(train: TrainConfig, folder: Path, saver: ModelCheckpoint, *, validate: bool) -> lightning.Trainer:
-    cuda = Compute(device=train.device).torch_device().type == "cuda"
-    precision: Any = train.precision if train.precision != "auto" else "bf16-mixed" if cuda else "32-true"
-    return lightning.Trainer(
-        max_epochs=train.epochs,
-        accelerator="gpu" if cuda else "cpu",
-        devices=1,
-        precision=precision,
-        gradient_clip_val=train.clip or None,
-        callbacks=[saver, *([TQDMProgressBar(refresh_rate=10)] if train.progress else [])],
-        default_root_dir=folder,
-        logger=False,
-        enable_progress_bar=train.progress,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=1.0 if validate else 0,
-        use_distributed_sampler=False,
-    )
+    # ---- one step
+
+    def _step(self, draw: Draw, minibatch: Minibatch) -> dict[str, float]:
+        """Forward, backward and update; with less memory than that takes, in more passes."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.train, self.progress.step, self.progress.epoch, steps=self.steps)
+        minibatch = minibatch.to(self.fabric.device)
+        while True:
+            try:
+                parts = self._gradients(minibatch)
+                break
+            except torch.OutOfMemoryError:
+                self._halve(minibatch)
+        norm = 0.0
+        if self.train.clip:
+            found: Any = self.fabric.clip_gradients(
+                self.module, self.optimizer, max_norm=self.train.clip, error_if_nonfinite=False
+            )
+            norm = 0.0 if self._scaled else float(found)  # the scaler skips a step that overflows
+        if not math.isfinite(parts["loss"] + norm):
+            self._refuse(draw, parts)
+        self.optimizer.step()
+        return parts
+
+    def _gradients(self, minibatch: Minibatch) -> dict[str, float]:
+        """Gradients of a step, summed over its passes and devices; the losses."""
+        self.optimizer.zero_grad()
+        found = dict.fromkeys(("loss", *self.recipe.asked), 0.0)
+        parts = self._cut(minibatch)
+        for i, work in enumerate(parts):
+            seed_dropout(self.fabric, self.seed, self.progress.step, i)
+            with self.fabric.no_backward_sync(self.module, enabled=i + 1 < len(parts)):
+                total, each = self.module(work)
+                self.fabric.backward(total * self.fabric.world_size)  # gradients are averaged over devices
+            for name, value in {"loss": total, **each}.items():
+                found[name] += float(value.detach())
+        return dict(zip(found, devices.summed(self.fabric, *found.values()), strict=True))
+
+    def _cut(self, minibatch: Minibatch) -> list[Work]:
+        done = self.progress
+        return cut(self.fabric, minibatch, step=done.step, tokens=done.budget, at_least=self.train.accumulate)
+
+    def _halve(self, minibatch: Minibatch) -> None:
+        """Fewer tokens in a pass, or the error again where that cannot help."""
+        tokens = self.progress.budget or minibatch.cells.n_tokens
+        if self.fabric.world_size > 1 or minibatch.n_cells == 1 or tokens <= int(minibatch.cells.lengths.max()):
+            raise  # the error that is being handled
+        torch.cuda.empty_cache()
+        self.progress.budget = tokens // 2
+        logger.warning(
+            "out of memory: going on with max_tokens=%d; the run is no longer bit-equal to one with more memory",
+            self.progress.budget,
+        )
+
+    def _refuse(self, draw: Draw, parts: dict[str, float]) -> None:
+        study = self.studies[draw.study].name
+        rows = ", ".join(map(str, draw.rows[:8].tolist())) + (" ..." if len(draw.rows) > 8 else "")
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in parts.items())
+        msg = (
+            f"the loss is no number at step {self.progress.step} ({shown}), on cells {rows} of {study!r}: the last "
+            f"checkpoint in {self.folder} is from before; a lower learning_rate or clip may help, or '32-true'"
+        )
+        raise FloatingPointError(msg)
+
+    # ---- data
+
+    def _feed(self, epoch: Epoch, studies: list[Study], *, start: int = 0) -> Iterator[tuple[Draw, Minibatch]]:
+        shards = {"rank": self.fabric.global_rank, "world": self.fabric.world_size}
+        return feed(epoch, studies, self._prepare, start=start, **shards)
+
+    def _prepare(self, study: Study, block: TokenBlock, draw: Draw) -> Minibatch:
+        cells = block.batch(np.arange(len(block.keys)))
+        per_cell = {"label": study.labels, "batch": study.batches}
+        given = {name: torch.from_numpy(x[draw.rows]) for name, x in per_cell.items() if x is not None}
+        made = hide(
+            self.recipe,
+            replace(cells, **given),
+            block.keys,
+            study.tokenizer.gene_keys,
+            ratio=draw.ratio,
+            mask_value=self.network.config.mask_value,
+            seed=self.seed,
+            epoch=draw.epoch,
+        )
+        return made if draw.weight else made.muted()
+
+    # ---- epochs
+
+    def _end_epoch(self) -> None:
+        done = self.progress
+        found = done.means() | self._held_out()
+        self.fabric.log_dict(found, step=done.step)
+        if done.end_epoch(found) and self.train.keep == "best":
+            checkpoint.write(self.fabric, self.folder / checkpoint.BEST, {"module": self.module})
+        self._save()
+
+    @torch.no_grad()
+    def _held_out(self) -> dict[str, float]:
+        """Losses on the cells that do not train, means over cells."""
+        if not len(self.held_out):
+            return {}
+        seen = Progress()
+        self.module.eval()
+        for draw, minibatch in self._feed(self.held_out, self.others):
+            found = dict.fromkeys(("loss", *self.recipe.asked), 0.0)
+            for work in self._cut(minibatch.to(self.fabric.device)):
+                work.step = max(work.step, self.recipe.prompt_after)  # all that is asked
+                total, each = self.module(work)
+                for name, value in {"loss": total, **each}.items():
+                    found[name] += float(value)
+            cells, *sums = devices.summed(self.fabric, draw.weight * len(draw.rows), *found.values())
+            seen.add({f"held_out/{name}": x for name, x in zip(found, sums, strict=True)}, int(cells))
+        self.module.train()
+        return seen.means()
+
+    def _patience_is_over(self) -> bool:
+        return 0 < self.train.patience <= self.progress.waited
+
+    # ---- going on
+
+    def _save(self) -> None:
+        checkpoint.write(self.fabric, self.folder / checkpoint.LAST, self._state() | {"progress": vars(self.progress)})
+
+    def _load(self) -> None:
+        path = self.folder / checkpoint.LAST
+        kept = checkpoint.read(self.fabric, path, self._state())["progress"]
+        world, allowed = self.fabric.world_size, self.progress.budget
+        self.progress = Progress(**kept)
+        if self.progress.world != world:
+            logger.warning(
+                "%s was written by %d processes and goes on with %d: losses stay the same, dropout does not, so the "
+                "run is no longer bit-equal to an unbroken one", path, self.progress.world, world,
+            )  # fmt: skip
+        self.progress.world = world
+        if allowed is not None:  # asked for anew; without that, what held last time
+            self.progress.budget = min(allowed, self.progress.budget or allowed)
+        logger.info("going on from step %d of %s", self.progress.step, path)
+
+    def _state(self) -> dict[str, Any]:
+        state = {"module": self.module, "optimizer": self.optimizer}
+        return state | {"scaler": self._precision.scaler} if self._scaled else state
+
+    def _stop_if_asked(self, stop: Stop) -> None:
+        """Save and end when a signal has come to any process."""
+        (number,) = devices.largest(self.fabric, stop.signal or 0)
+        if number:
+            stop.signal = int(number)
+            self._save()
+            msg = f"stopped and saved after step {self.progress.step}; the same call goes on from there"
+            raise stop.error(msg)

@@ -30,7 +30,7 @@ Species = Literal["human", "mouse", "unknown"]
 
 # Ensembl's stable gene ids of any species; version and GENCODE's mark of the Y copy are dropped, and so is the symbol
 # that CELLxGENE puts in front of an id where a symbol occurs twice.
-_ENSEMBL = re.compile(r"(?:^|_)(ENS[A-Z]*G\d{11})(?:\.\d+)?(?:_PAR_Y)?$")
+ENSEMBL = re.compile(r"(?:^|_)(ENS[A-Z]*G\d{11})(?:\.\d+)?(?:_PAR_Y)?$")
 _MOUSE = re.compile(r"[A-Z][a-z0-9]*[a-z][A-Za-z0-9.-]*|mt-[A-Z].*|\d+[A-Z]\d+Rik|ENSMUSG\d+.*")
 _HUMAN = re.compile(r"(?!ENS[A-Z]*G\d)[A-Z][A-Z0-9._/-]*|C[0-9XY]+orf\d+.*|ENSG\d+.*")
 
@@ -200,7 +200,7 @@ class _Resolver:
         table = self.table
         if table is None or not name:
             return "", "unmatched"
-        if ensembl := _ENSEMBL.search(name):
+        if ensembl := ENSEMBL.search(name):
             stable = ensembl[1]
             found = {stable} & self.genes or self._targets(table, table.ensembl.get(stable, ()))
             return _decide(found, "ensembl")

@@ -50,7 +50,9 @@ class GeneTable:
         return f"GeneTable({len(self.names):,} genes from {self.source})"
 
 
-def hgnc_table(*, path: str | Path | None = None, url: str = URL, sha256: str = SHA256) -> GeneTable | None:
+def hgnc_table(
+    *, path: str | Path | None = None, url: str = URL, sha256: str = SHA256, download: bool = True
+) -> GeneTable | None:
     """Names of human genes, from the first of: `path`, `$SCGPT_TL_DATA`, the user's cache, one download.
 
     The table is read once per process.
@@ -61,6 +63,8 @@ def hgnc_table(*, path: str | Path | None = None, url: str = URL, sha256: str = 
         A table of your own: tab-separated, plain or gzipped, with HGNC's column names.
     url, sha256
         What to download where there is no copy yet, and its pinned hash.
+    download
+        Whether the network may be asked; without it a table is used where there is a copy.
 
     Returns
     -------
@@ -78,12 +82,21 @@ def hgnc_table(*, path: str | Path | None = None, url: str = URL, sha256: str = 
         file = Path(path)
     elif local is not None and (local / LOCAL).is_file():
         file = local / LOCAL
+    elif not download and not _cached(url).is_file():
+        return None
     else:
         downloaded = _download(url, sha256)
         if downloaded is None:
             return None
         file = downloaded
     return _read(file, file.stat().st_mtime_ns)
+
+
+def _cached(url: str) -> Path:
+    """Where pooch keeps a download."""
+    import pooch
+
+    return cache_folder() / "genes" / pooch.utils.unique_file_name(url)
 
 
 def _download(url: str, sha256: str) -> Path | None:

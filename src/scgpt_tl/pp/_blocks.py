@@ -65,7 +65,7 @@ class Matrix:
 
     def take(self, rows: Iterable[int]) -> sparse.csr_matrix:
         """Chosen rows, in the order given, canonical as in `blocks`."""
-        chosen = np.fromiter(rows, dtype=np.int64)
+        chosen = rows if isinstance(rows, np.ndarray) else np.fromiter(rows, dtype=np.int64)
         if len(chosen) and (chosen.min() < 0 or chosen.max() >= self.shape[0]):
             msg = f"rows {chosen.min()} to {chosen.max()} were asked for, the matrix has rows 0 to {self.shape[0] - 1}"
             raise IndexError(msg)

@@ -79,7 +79,7 @@ def harmonize_genes(
     slots = {"var": (SLOTS.gene, SLOTS.gene_how), "uns": (SLOTS.genes,)}
     refuse_foreign(adata, slots, key=SLOTS.genes, maker=_MAKER, overwrite=overwrite, argument=None)
     names = table if isinstance(table, GeneTable) else hgnc_table(path=table)
-    match = match_genes(_columns(adata), vocab, table=names)
+    match = match_genes(columns_of(adata), vocab, table=names)
     if copy:
         adata = copied(adata)
     adata.var[SLOTS.gene] = np.asarray(match.names, dtype=object)
@@ -90,15 +90,18 @@ def harmonize_genes(
     return adata if copy else None
 
 
-def genes_of(adata: AnnData, vocab: GeneVocab) -> GeneMatch:
-    """What `harmonize_genes` found for this vocabulary; where it has not been run, names compared exactly."""
+def genes_of(adata: AnnData, vocab: GeneVocab, *, table: GeneTable | None = None) -> GeneMatch:
+    """What `harmonize_genes` found for this vocabulary; where it has not been run, `match_genes`.
+
+    Of `adata`, `.var`, `.var_names` and `.uns` are read.
+    """
     found = adata.uns.get(SLOTS.genes)
     ours = isinstance(found, Mapping) and found.get(OWNER) == _MAKER and found.get("vocab_sha256") == vocab.sha256
     if not ours or SLOTS.gene not in adata.var or SLOTS.gene_how not in adata.var:
-        return match_genes(_columns(adata), vocab)
+        return match_genes(columns_of(adata), vocab, table=table)
     names = adata.var[SLOTS.gene].fillna("").to_numpy(dtype=str)
     ids = vocab.ids(names.tolist())
-    columns = _columns(adata)
+    columns = columns_of(adata)
     given = columns.get(str(found["column"]), columns[INDEX])
     return GeneMatch(
         ids=ids,
@@ -124,7 +127,7 @@ def describe(match: GeneMatch) -> str:
     return "; ".join(parts)
 
 
-def _columns(adata: AnnData) -> dict[str, list[Any]]:
+def columns_of(adata: AnnData) -> dict[str, list[Any]]:
     """Names of the variables and every known column."""
     known = {name: adata.var[name].tolist() for name in KNOWN_COLUMNS if name in adata.var}
     return {INDEX: adata.var_names.tolist(), **known}

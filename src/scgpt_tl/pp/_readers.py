@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 #: What one read may hold, in bytes. Large enough to make few calls into a file, small beside a model.
 READ_BYTES = 32 * 2**20
+#: What may be read without being asked for, to save a call into the file.
+GAP_BYTES = 128 * 2**10
 #: Non-zeros gathered by one pass over a file that is compressed by columns (24 bytes each while they are sorted).
 CSC_NONZEROS = 6 * 2**20
 
@@ -113,16 +116,38 @@ class CsrFileReader(_FileReader):
     def take(self, rows: Rows) -> sparse.csr_matrix:
         """See `Reader`."""
         if not isinstance(rows, slice):
-            return _by_runs(self, rows)
+            unique, inverse = np.unique(rows, return_inverse=True)
+            found = self._chosen(unique)
+            return found if np.array_equal(inverse, np.arange(len(rows))) else found[inverse]
         indptr = self.indptr[rows.start : rows.stop + 1]
         indices, data = self.read(int(indptr[0]), int(indptr[-1]))
         _check_range(indices, self.shape[1])
         return build(data, indices, indptr - indptr[0], n_columns=self.shape[1])
 
+    def _chosen(self, rows: np.ndarray) -> sparse.csr_matrix:
+        """Sorted rows, each read into its place: no second copy of what may be most of memory."""
+        sizes = self.indptr[rows + 1] - self.indptr[rows]
+        ends = np.concatenate([[0], np.cumsum(sizes)])
+        data = np.empty(ends[-1], native(self.dtype))
+        indices = np.empty(ends[-1], np.int32 if self.shape[1] < 2**31 else np.int64)
+        gap = max(1, int(max(GAP_BYTES, _decoded(self.indices), _decoded(self.data)) / self.row_bytes()))
+        for first, last in _spans(rows, self.step(1), gap):
+            start, wanted = int(self.indptr[rows[first]]), slice(int(ends[first]), int(ends[last]))
+            columns, values = self.read(start, int(self.indptr[rows[last - 1] + 1]))
+            if len(columns) > wanted.stop - wanted.start:  # rows between them that nobody asked for
+                begins = self.indptr[rows[first:last]] - start - ends[first:last]
+                inside = np.repeat(begins, sizes[first:last]) + np.arange(wanted.start, wanted.stop)
+                columns, values = columns[inside], values[inside]
+            _check_range(columns, self.shape[1])
+            indices[wanted], data[wanted] = columns, values
+        return build(data, indices, ends, n_columns=self.shape[1])
+
+    def row_bytes(self) -> float:
+        return self.mean_nonzeros() * (self.dtype.itemsize + self.indices.dtype.itemsize)
+
     def step(self, rows: int) -> int:
         """See `Reader`."""
-        row_bytes = self.mean_nonzeros() * (self.dtype.itemsize + self.indices.dtype.itemsize)
-        return rows * max(1, int(READ_BYTES / (rows * row_bytes)))
+        return rows * max(1, int(READ_BYTES / (rows * self.row_bytes())))
 
 
 class CscFileReader(_FileReader):
@@ -245,18 +270,32 @@ def _sparse(block: np.ndarray) -> sparse.csr_matrix:
 def _by_runs(reader: Reader, rows: np.ndarray) -> sparse.csr_matrix:
     """Chosen rows of a file: neighbours are read together, then put in the order asked for."""
     unique, inverse = np.unique(rows, return_inverse=True)
-    if len(unique) == 0:
-        return stack([], (0, reader.shape[1]), reader.dtype)
-    # A row or two that nobody asked for cost less than another call into the file.
-    breaks = np.flatnonzero(np.diff(unique) > 4) + 1
-    most, parts = reader.step(1), []
-    for run in np.split(unique, breaks):
-        for first in range(int(run[0]), int(run[-1]) + 1, most):
-            last = min(first + most, int(run[-1]) + 1)
-            inside = run[(run >= first) & (run < last)]
-            parts.append(reader.take(slice(first, last))[inside - first])
+    parts = []
+    for first, last in _spans(unique, reader.step(1), 4):
+        start = int(unique[first])
+        parts.append(reader.take(slice(start, int(unique[last - 1]) + 1))[unique[first:last] - start])
     found = stack(parts, (len(unique), reader.shape[1]), reader.dtype)
     return found if np.array_equal(inverse, np.arange(len(rows))) else found[inverse]
+
+
+def _decoded(array: Any) -> int:
+    """Bytes of a compressed array that come out together: to read two parts of a chunk apart is to decode it twice."""
+    if not (getattr(array, "compression", None) or getattr(array, "compressors", None)):  # h5py's name; zarr's
+        return 0
+    return int(np.prod(array.chunks)) * int(array.dtype.itemsize)
+
+
+def _spans(rows: np.ndarray, most: int, gap: int) -> Iterator[tuple[int, int]]:
+    """Sorted rows as spans [first, last) to read at once: at most `most` rows of the file, gaps of `gap` at most.
+
+    A few rows that nobody asked for cost less than another call into the file.
+    """
+    breaks = [0, *(np.flatnonzero(np.diff(rows) > gap) + 1).tolist(), len(rows)]
+    for first, end in pairwise(breaks):
+        while first < end:
+            last = first + int(np.searchsorted(rows[first:end], rows[first] + most))
+            yield first, last
+            first = last
 
 
 def _check_range(indices: np.ndarray, size: int) -> None:

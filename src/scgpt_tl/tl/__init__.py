@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 from scgpt_tl._lazy import attach
 
 if TYPE_CHECKING:
+    from scgpt_tl.tl._corpus import open_corpus as open_corpus
     from scgpt_tl.tl._embed import scgpt_embed as scgpt_embed
+    from scgpt_tl.tl._finetune import scgpt_finetune as scgpt_finetune
     from scgpt_tl.tl._pretrain import scgpt_pretrain as scgpt_pretrain
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "open_corpus": "_corpus",
         "scgpt_embed": "_embed",
+        "scgpt_finetune": "_finetune",
         "scgpt_pretrain": "_pretrain",
     },
 )

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import anndata as ad
-import numpy as np
-from scipy import sparse
 
 from scgpt_tl._random import as_seed
 from scgpt_tl.engine.config import TrainConfig
 from scgpt_tl.engine.pretrain import pretrain
-from scgpt_tl.engine.recipes import GENERATIVE_CONTRAST, Recipe
-from scgpt_tl.pp._blocks import open_layer
+from scgpt_tl.engine.recipes import GENERATIVE_CONTRAST, Recipe, recipe_named
+from scgpt_tl.tl._corpus import open_corpus
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    import numpy as np
 
     from scgpt_tl.models.model import Model
 
-_ROWS = 4096
-
 
 def scgpt_pretrain(
-    data: AnnData | str | Path | Sequence[AnnData | str | Path] | Mapping[str, AnnData],
+    data: Any,
     *,
     out: str | Path,
     size: str = "mini",
     train: TrainConfig | None = None,
-    recipe: Recipe = GENERATIVE_CONTRAST,
+    recipe: Recipe | str = GENERATIVE_CONTRAST,
     min_cells: int = 5,
+    validate: Any = None,
     resume: bool = True,
     overwrite: bool = False,
     rng: int | np.random.Generator = 0,
@@ -47,8 +41,9 @@ def scgpt_pretrain(
     Parameters
     ----------
     data
-        AnnData, h5ad file, folder of h5ad files, or a list of these: one study each; a mapping names them.
-        Counts in `.X`, gene symbols in `.var_names`. Held in memory.
+        A corpus: AnnData, h5ad file or zarr store, folder of these, a list of any of them (one study each), or a
+        mapping that names them. Counts in `.X`. Files are read in blocks and never held whole. `tl.open_corpus` opens a
+        corpus with more options: weights, files to skip.
     out
         Folder of the finished model. Checkpoints go to a folder beside it, named with `.training`, until then.
     size
@@ -56,11 +51,14 @@ def scgpt_pretrain(
     train
         How to train; None is `TrainConfig()`.
     recipe
-        What to ask; `engine.recipes.GENERATIVE` leaves the contrast out.
+        What to ask: a name of `engine.recipes.RECIPES`, e.g. "generative" without the contrast, or a `Recipe`.
     min_cells
         A gene joins the vocabulary when this many cells of the corpus express it.
+    validate
+        Studies, as in `data`, for the held-out loss; None holds a share of the cells out.
     resume
-        Go on with a run of the same arguments that was cut off; one that is finished is loaded.
+        Go on with a run of the same arguments that was cut off, at the step where it was saved; one that is finished is
+        loaded.
     overwrite
         Replace the model that `out` holds.
     rng
@@ -68,60 +66,32 @@ def scgpt_pretrain(
 
     Returns
     -------
-    The model, as `load_model(out)` gives it. `provenance` holds the data's names and sizes, the options and the history
-    of losses.
+    The model, as `load_model(out)` gives it. `provenance` holds the corpus's manifest, the options and the history of
+    losses.
 
     Raises
     ------
     ValueError
-        No cells, no gene in `min_cells` cells, negative or missing values, an unknown size, or `resume` over a run with
-        other arguments.
+        No cells, no gene in `min_cells` cells, negative or missing values, a damaged file, an unknown size, or `resume`
+        over a run with other arguments; the message names what differs.
     FileExistsError
         `out` holds another model.
+    FloatingPointError
+        The loss became no number; the last checkpoint is from before.
+    KeyboardInterrupt
+        Ctrl-C: the step was finished and saved, the same call goes on.
+    RuntimeError
+        Another process trains into `out`.
     """
     return pretrain(
-        _read(data),
+        open_corpus(data),
         out=Path(out),
         size=size,
         train=train or TrainConfig(),
-        recipe=recipe,
+        recipe=recipe_named(recipe),
         min_cells=min_cells,
+        validate=[] if validate is None else open_corpus(validate),
         resume=resume,
         overwrite=overwrite,
         seed=as_seed(rng),
     )
-
-
-def _read(data: Any) -> dict[str, tuple[sparse.csr_matrix, list[str]]]:
-    """Study -> (counts, gene names)."""
-    found: dict[str, tuple[sparse.csr_matrix, list[str]]] = {}
-    named = data.items() if isinstance(data, Mapping) else enumerate(_items(data), 1)
-    for key, item in named:
-        name = item.stem if isinstance(item, Path) else f"study{key}" if isinstance(key, int) else key
-        if name in found:
-            msg = f"two files are named {name!r}: their names tell studies apart, rename one"
-            raise ValueError(msg)
-        adata = ad.read_h5ad(item) if isinstance(item, Path) else item
-        blocks = [block for _, block in open_layer(adata).blocks(_ROWS)]
-        rows = sparse.vstack(blocks, format="csr") if blocks else sparse.csr_matrix(adata.shape)
-        if not np.isfinite(rows.data).all() or (rows.data < 0).any():
-            msg = f"{name} holds negative or non-finite values: give counts (scaled data keep theirs in .raw)"
-            raise ValueError(msg)
-        found[name] = rows, adata.var_names.tolist()
-    if not any(rows.shape[0] for rows, _ in found.values()):
-        msg = "there are no cells to train on; give AnnData, h5ad files or a folder of them"
-        raise ValueError(msg)
-    return found
-
-
-def _items(data: Any) -> list[Any]:
-    """AnnData and existing files, folders opened."""
-    if isinstance(data, (str, Path)):
-        path = Path(data)
-        if not path.exists():
-            msg = f"{path} does not exist; give h5ad files, a folder of them, or AnnData"
-            raise FileNotFoundError(msg)
-        return sorted(path.rglob("*.h5ad")) if path.is_dir() else [path]
-    if isinstance(data, ad.AnnData):
-        return [data]
-    return [item for part in data for item in _items(part)]

@@ -89,6 +89,18 @@ class CellBatch:
             return self.lengths
         return torch.zeros_like(self.lengths).index_add_(0, self.cell_index, self.known.long())
 
+    def take(self, cells: Tensor) -> tuple[CellBatch, Tensor]:
+        """Some cells, (n,) int64, in the order asked for, and the tokens (T',) that they own here."""
+        lengths = self.lengths[cells]
+        cu = cumulative(lengths)
+        starts = torch.repeat_interleave(self.cu_seqlens[cells] - cu[:-1], lengths)
+        tokens = torch.arange(len(starts), device=cells.device) + starts
+        per_token = ("gene_ids", "values", "known", "modality", "condition")
+        per_cell = ("batch", "label", "depth")
+        parts = {name: x[tokens] for name in per_token if (x := getattr(self, name)) is not None}
+        parts |= {name: x[cells] for name in per_cell if (x := getattr(self, name)) is not None}
+        return CellBatch(cu_seqlens=cu, **parts), tokens
+
     def to(self, device: torch.device | str) -> CellBatch:
         """The same cells on another device."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -6,8 +6,8 @@ genes take the same order, and the ratio alone says how many of them are known.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,79 @@ from scgpt_tl._random import Purpose, draw, stream_key
 from scgpt_tl.pp._sort import argsort
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from scgpt_tl.tokens.batch import CellBatch
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """What the network is shown, and what it is asked."""
+
+    cells: CellBatch
+    """B cells, T tokens. With `two_views`, B / 2 first views and then the second ones of the same cells."""
+    target: Tensor
+    """(T,) float32, binned values, hidden ones too."""
+    hidden: Tensor
+    """(T,) bool, positions whose value is asked for."""
+    two_views: bool = False
+
+    @property
+    def n_cells(self) -> int:
+        """Cells, each counted once."""
+        return self.cells.n_cells // (2 if self.two_views else 1)
+
+    def take(self, cells: Tensor) -> Minibatch:
+        """Some cells, (n,) int64 below `n_cells`, with all their views."""
+        if self.two_views:
+            cells = torch.cat([cells, cells + self.n_cells])
+        some, tokens = self.cells.take(cells)
+        return replace(self, cells=some, target=self.target[tokens], hidden=self.hidden[tokens])
+
+    def muted(self) -> Minibatch:
+        """The same cells with nothing asked: for a process that has no cell of a step."""
+        off = {
+            name: torch.full_like(x, -1) for name in ("label", "batch") if (x := getattr(self.cells, name)) is not None
+        }
+        return replace(self, cells=replace(self.cells, **off), hidden=torch.zeros_like(self.hidden))
+
+    def to(self, device: torch.device | str) -> Minibatch:
+        """The same on another device."""
+        target, hidden = (t.to(device, non_blocking=True) for t in (self.target, self.hidden))
+        return replace(self, cells=self.cells.to(device), target=target, hidden=hidden)
+
+
+def mask_values(
+    batch: CellBatch,
+    keys: np.ndarray,
+    gene_keys: np.ndarray,
+    *,
+    ratio: float,
+    mask_value: float,
+    seed: int = 0,
+    epoch: int = 0,
+) -> Minibatch:
+    """Hide the values of a share of each cell's genes, which stay in sight (masked fine-tuning, section 4.5).
+
+    int(n ratio) of a cell's n genes are hidden. `<cls>` never is; the published code hides its placeholder too, now and
+    then, and asks for 0 there.
+
+    Parameters
+    ----------
+    batch
+        B cells.
+    keys
+        (B,) uint64, `TokenBlock.keys` of the cells.
+    gene_keys
+        (n_tokens,) uint64, `GeneVocab.keys`.
+    ratio
+        Share of hidden genes; 0.4 in the published fine-tuning.
+    mask_value
+        Shown in place of a hidden value.
+    """
+    stream = stream_key(seed, Purpose.MASK, epoch)
+    hidden = torch.from_numpy(_masked(batch.gene_ids.numpy(), batch.cu_seqlens.numpy(), keys, gene_keys, stream, ratio))
+    return Minibatch(replace(batch, values=batch.values.masked_fill(hidden, mask_value)), batch.values, hidden)
 
 
 def generative_split(
@@ -29,7 +101,7 @@ def generative_split(
     seed: int = 0,
     epoch: int = 0,
     complement: bool = False,
-) -> CellBatch:
+) -> Minibatch:
     """Split each cell's genes into known and unknown ones (preprint, section 4.3.2), known first.
 
     Parameters
@@ -43,22 +115,21 @@ def generative_split(
     ratio
         Share of unknown genes. The published training draws one of 0.25, 0.5, 0.75 for each minibatch.
     complement
-        Return 2 B cells: after the B cells come the same with known and unknown genes exchanged, so that the two
-        `<cls>` of a cell have seen disjoint halves of it.
+        Two views: after the B cells come the same with known and unknown genes exchanged, so that the two `<cls>` of a
+        cell have seen disjoint halves of it.
     """
     stream = stream_key(seed, Purpose.SPLIT, epoch)
     ids, values, offsets = (t.numpy() for t in (batch.gene_ids, batch.values, batch.cu_seqlens))
-    order, known = _split(ids, offsets, keys, gene_keys, stream, ratio, False)
-    first = _arranged(batch, ids, values, order, known)
-    if not complement:
-        return first
-    order, known = _split(ids, offsets, keys, gene_keys, stream, ratio, True)
-    second = _arranged(batch, ids, values, order, known)
-    joined = {
-        name: torch.cat([getattr(first, name), getattr(second, name)]) for name in ("gene_ids", "values", "known")
-    }
-    cu = torch.cat([first.cu_seqlens, second.cu_seqlens[1:] + first.n_tokens])
-    return replace(first, **joined, cu_seqlens=cu)
+    first, *other = (
+        _arranged(batch, ids, values, *_split(ids, offsets, keys, gene_keys, stream, ratio, swap))
+        for swap in ((False, True) if complement else (False,))
+    )
+    for second in other:
+        cu = torch.cat([first.cu_seqlens, second.cu_seqlens[1:] + first.n_tokens])
+        names = ("gene_ids", "values", "known", "batch", "label", "depth")
+        both = {n: torch.cat([x, getattr(second, n)]) for n in names if (x := getattr(first, n)) is not None}
+        first = replace(first, **both, cu_seqlens=cu)
+    return Minibatch(first, first.values, ~cast("Tensor", first.known), two_views=complement)
 
 
 def _arranged(batch: CellBatch, ids: Any, values: Any, order: Any, known: Any) -> CellBatch:
@@ -88,3 +159,19 @@ def _split(ids: Any, offsets: Any, keys: Any, gene_keys: Any, stream: Any, ratio
             order[start + 1 + j] = start + 1 + (rank[n - 1 - j] if swap else rank[j])
         known[start : start + 1 + (n - n_known if swap else n_known)] = True
     return order, known
+
+
+@jit(nogil=True)
+def _masked(ids: Any, offsets: Any, keys: Any, gene_keys: Any, stream: Any, ratio: Any) -> Any:
+    """Hidden (T,) bool: the genes with the smallest draws of each cell, `<cls>` left out."""
+    hidden = np.zeros(len(ids), np.bool_)
+    for b in range(len(offsets) - 1):
+        start = offsets[b] + 1
+        n = offsets[b + 1] - start
+        draws = np.empty(n)
+        for j in range(n):
+            draws[j] = draw(stream, keys[b], gene_keys[ids[start + j]])
+        rank = argsort(draws)
+        for j in range(int(n * ratio)):
+            hidden[start + rank[j]] = True
+    return hidden

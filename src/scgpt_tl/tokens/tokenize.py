@@ -1,7 +1,8 @@
 """Rows of counts become tokens.
 
     CSR row -> genes of the vocabulary, duplicates summed, sorted by id
-            -> binned values (equation (2)), over all of the cell's genes
+            -> binned values (equation (2)), over all genes that the cell expresses
+            -> with `zeros` the other genes of the matrix beside them, in bin 0
             -> at most max_length - 1 genes, a deterministic sample of longer cells
             -> `<cls>` in front
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,11 +77,18 @@ class Tokenizer:
     max_length: int = 1200
     """Tokens of a cell, `<cls>` included."""
     seed: int = 0
+    zeros: bool = False
+    """Every gene of the matrix is a token, in bin 0 where the cell does not express it (published fine-tuning)."""
 
     def __post_init__(self) -> None:
         if self.max_length < 2:
             msg = f"max_length={self.max_length} leaves no room for a gene beside <cls>; give 2 or more"
             raise ValueError(msg)
+
+    @cached_property
+    def _unexpressed(self) -> np.ndarray:
+        """Sorted ids of the genes that are tokens of every cell, (n,) int64."""
+        return np.unique(self.column_ids[self.column_ids >= 0]) if self.zeros else np.empty(0, np.int64)
 
     def __call__(self, rows: csr_matrix, *, epoch: int = 0, sources: np.ndarray | None = None) -> TokenBlock:
         """Tokenise rows.
@@ -99,6 +108,7 @@ class Tokenizer:
             rows.data.astype(np.float64, copy=False),
             self.column_ids,
             self.gene_keys,
+            self._unexpressed,
             np.zeros(rows.shape[0], np.uint64) if sources is None else sources,
             (self.cls_id, self.cls_value, self.n_bins, self.spread, self.max_length - 1),
             stream_key(self.seed, Purpose.TIES, 0),
@@ -122,9 +132,19 @@ def ahead(rows: Iterable[tuple[int, csr_matrix]], tokenizer: Tokenizer) -> Itera
             yield block
 
 
+#: Place of the only bit of a word, looked up by the top six bits of its product with a de Bruijn sequence.
+_DE_BRUIJN = 0x03F79D71B4CB0A89
+_PLACES = np.empty(64, np.int64)
+_PLACES[[(_DE_BRUIJN << place) % 2**64 >> 58 for place in range(64)]] = np.arange(64)
+
+
 @jit()
-def _gather(indices: Any, data: Any, column_ids: Any, ids: Any, values: Any) -> Any:
-    """One row's genes of the vocabulary into `ids`, `values`: sorted, duplicates summed. Returns how many."""
+def _gather(indices: Any, data: Any, column_ids: Any, ids: Any, values: Any, room: Any) -> Any:
+    """One row's genes of the vocabulary into `ids`, `values`: sorted, duplicates summed. Returns how many.
+
+    `room`: a zeroed bit and a value for each id of the vocabulary. Marking genes and reading the marks in their order
+    takes a fifth of the time of a sort.
+    """
     n = 0
     ascending = True
     for j in range(len(indices)):
@@ -136,6 +156,32 @@ def _gather(indices: Any, data: Any, column_ids: Any, ids: Any, values: Any) -> 
         n += 1
     if ascending:
         return n
+    marks, places = room
+    twice = False
+    for j in range(n):
+        word, bit = ids[j] >> 6, np.uint64(1) << np.uint64(ids[j] & 63)
+        twice |= (marks[word] & bit) != 0
+        marks[word] |= bit
+        places[ids[j]] = values[j]
+    if twice:
+        marks[:] = 0
+        return _summed(ids, values, n)
+    n = 0
+    for word in range(len(marks)):
+        left = marks[word]
+        while left != 0:
+            lowest = left & (~left + np.uint64(1))
+            gene = (word << 6) + _PLACES[(lowest * np.uint64(_DE_BRUIJN)) >> np.uint64(58)]
+            ids[n], values[n] = gene, places[gene]
+            n += 1
+            left ^= lowest
+        marks[word] = 0
+    return n
+
+
+@jit()
+def _summed(ids: Any, values: Any, n: Any) -> Any:
+    """Sort the first n genes and sum those that come several times. Returns how many are left."""
     order = argsort(ids[:n])
     ids[:n] = ids[:n][order]
     values[:n] = values[:n][order]
@@ -157,16 +203,44 @@ def _gather(indices: Any, data: Any, column_ids: Any, ids: Any, values: Any) -> 
 
 
 @jit()
-def _keep_sample(ids: Any, bins: Any, n: Any, most: Any, stream: Any, key: Any, gene_keys: Any) -> Any:
-    """Leave `most` of n genes, those with the smallest draws, in their order."""
+def _limit(draws: Any, most: Any) -> Any:
+    """What `np.sort(draws)[most]` gives, for draws from [0, 1): only those of one bucket are sorted."""
+    counts = np.zeros(256, np.int64)
+    for j in range(len(draws)):
+        counts[int(draws[j] * 256)] += 1
+    below = bucket = 0
+    while below + counts[bucket] <= most:
+        below += counts[bucket]
+        bucket += 1
+    inside = np.empty(counts[bucket])
+    n = 0
+    for j in range(len(draws)):
+        if int(draws[j] * 256) == bucket:
+            inside[n] = draws[j]
+            n += 1
+    sort(inside)
+    return inside[most - below]
+
+
+@jit()
+def _write(ids: Any, bins: Any, gene_keys: Any, key: Any, options: Any, sample: Any, out: Any) -> Any:
+    """`<cls>`, then the genes, or those with the smallest draws where they are too many. Returns how many tokens."""
+    cls_id, cls_value, most = options
+    out_ids, out_values = out
+    out_ids[0], out_values[0] = cls_id, cls_value
+    n = len(ids)
+    if n <= most:
+        for j in range(n):
+            out_ids[1 + j], out_values[1 + j] = ids[j], bins[j]
+        return n + 1
     draws = np.empty(n)
     for j in range(n):
-        draws[j] = draw(stream, key, gene_keys[ids[j]])
-    limit = draws[argsort(draws)[most]]
-    kept = 0
+        draws[j] = draw(sample, key, gene_keys[ids[j]])
+    limit = _limit(draws, most)
+    kept = 1
     for j in range(n):
         if draws[j] < limit:
-            ids[kept], bins[kept] = ids[j], bins[j]
+            out_ids[kept], out_values[kept] = ids[j], bins[j]
             kept += 1
     return kept
 
@@ -178,6 +252,7 @@ def _tokenize(
     data: Any,
     column_ids: Any,
     gene_keys: Any,
+    unexpressed: Any,
     sources: Any,
     options: Any,
     ties: Any,
@@ -185,37 +260,44 @@ def _tokenize(
 ) -> Any:
     cls_id, cls_value, n_bins, spread, most = options
     n_rows = len(indptr) - 1
-    roomy_ids = np.empty(indptr[-1] + n_rows, np.int64)  # row i starts at indptr[i] + i: room for every entry and <cls>
-    roomy_values = np.empty(len(roomy_ids), np.float32)
-    lengths = np.empty(n_rows + 1, np.int64)
-    lengths[0] = 0
-    n_genes = np.empty(n_rows, np.int64)
-    keys = np.empty(n_rows, np.uint64)
+    offsets, longest = np.zeros(n_rows + 1, np.int64), 0  # room for every token; rows close up below
     for i in range(n_rows):
-        start, end = indptr[i], indptr[i + 1]
-        ids, values = np.empty(end - start, np.int64), np.empty(end - start)
-        n = _gather(indices[start:end], data[start:end], column_ids, ids, values)
-        row_keys = np.empty(n, np.uint64)
+        longest = max(longest, indptr[i + 1] - indptr[i])
+        offsets[i + 1] = offsets[i] + 1 + min(max(indptr[i + 1] - indptr[i], len(unexpressed)), most)
+    ids_out, values_out = np.empty(offsets[-1], np.int64), np.empty(offsets[-1], np.float32)
+    n_genes, keys = np.empty(n_rows, np.int64), np.empty(n_rows, np.uint64)
+    room = np.zeros((len(gene_keys) + 63) >> 6, np.uint64), np.empty(len(gene_keys))
+    ids, values, scratch = np.empty(longest, np.int64), np.empty(longest), np.empty(longest)
+    row_keys, bins, all_bins = (
+        np.empty(longest, np.uint64),
+        np.empty(longest, np.int32),
+        np.empty(len(unexpressed), np.int32),
+    )
+    end = 0
+    for i in range(n_rows):
+        start, stop = indptr[i], indptr[i + 1]
+        n = _gather(indices[start:stop], data[start:stop], column_ids, ids, values, room)
         for j in range(n):
             row_keys[j] = gene_keys[ids[j]]
-        key = cell_key(row_keys, values[:n])
-        bins = np.empty(n, np.int32)
-        bin_row(values[:n], row_keys, key, ties, n_bins, spread, np.empty(n), bins)
+        key = cell_key(row_keys[:n], values[:n])
+        bin_row(values[:n], row_keys, key, ties, n_bins, spread, scratch, bins)
         n_genes[i] = n
         key += sources[i]
         keys[i] = key
-        if n > most:
-            n = _keep_sample(ids, bins, n, most, sample, key, gene_keys)
-        at = start + i
-        roomy_ids[at], roomy_values[at] = cls_id, cls_value
+        at = offsets[i]
+        out, how = (ids_out[at:], values_out[at:]), (cls_id, cls_value, most)
+        if len(unexpressed):
+            j = 0
+            for k in range(len(unexpressed)):
+                met = j < n and ids[j] == unexpressed[k]
+                all_bins[k] = bins[j] if met else 0
+                j += met
+            n = _write(unexpressed, all_bins, gene_keys, key, how, sample, out)
+        else:
+            n = _write(ids[:n], bins, gene_keys, key, how, sample, out)
+        offsets[i] = end
         for j in range(n):
-            roomy_ids[at + 1 + j], roomy_values[at + 1 + j] = ids[j], bins[j]
-        lengths[i + 1] = n + 1
-    offsets = np.cumsum(lengths)
-    ids_out = np.empty(offsets[-1], np.int64)
-    values_out = np.empty(offsets[-1], np.float32)
-    for i in range(n_rows):
-        at, a, b = indptr[i] + i, offsets[i], offsets[i + 1]
-        ids_out[a:b] = roomy_ids[at : at + b - a]
-        values_out[a:b] = roomy_values[at : at + b - a]
-    return ids_out, values_out, offsets, n_genes, keys
+            ids_out[end + j], values_out[end + j] = out[0][j], out[1][j]
+        end += n
+    offsets[n_rows] = end
+    return ids_out[:end], values_out[:end], offsets, n_genes, keys

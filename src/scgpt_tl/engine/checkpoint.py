@@ -1,0 +1,130 @@
+"""A run's folder: whose it is, and the state that it goes on from.
+
+run.json    what makes two runs the same: data, sizes, recipe, learned options
+lock        held while a process trains
+last.ckpt   weights, optimiser, position, history; written beside and renamed
+best.ckpt   weights of the best held-out loss
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+LAST, BEST = "last.ckpt", "best.ckpt"
+_FORMAT = 2  # 1: Lightning's Trainer, before the first release
+
+
+@contextmanager
+def claimed(folder: Path, run: dict[str, Any], *, resume: bool) -> Iterator[None]:
+    """Make a folder ours for as long as a run lasts.
+
+    Raises
+    ------
+    ValueError
+        It holds an unfinished run with other arguments.
+    FileExistsError
+        It holds something else.
+    RuntimeError
+        Another process trains in it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        msg = f"another process is training in {folder}: let it end, or give another out="
+        raise RuntimeError(msg) from None
+    try:
+        _claim(folder, run, resume=resume)
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _claim(folder: Path, run: dict[str, Any], *, resume: bool) -> None:
+    mark = folder / "run.json"
+    if resume and mark.exists():
+        held = json.loads(mark.read_text())
+        differ = sorted(key for key in run if held.get(key) != run[key])
+        if differ:
+            msg = (
+                f"{folder} holds an unfinished run with other {', '.join(differ)}: {_differences(held, run, differ)}; "
+                "repeat its arguments, give another out=, or resume=False to start anew"
+            )
+            raise ValueError(msg)
+    elif folder.exists():
+        if any(folder.iterdir()) and not mark.exists():
+            msg = f"{folder} is where checkpoints go, and it holds something else: move that, or give another out="
+            raise FileExistsError(msg)
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(json.dumps(run, indent=1))
+
+
+def _differences(held: dict[str, Any], run: dict[str, Any], keys: list[str]) -> str:
+    """The first few values that differ, theirs and ours."""
+    found = []
+    for key in keys:
+        theirs, ours = held.get(key), run[key]
+        if isinstance(theirs, dict) and isinstance(ours, dict):
+            names = [n for n in {**theirs, **ours} if theirs.get(n) != ours.get(n)]
+            found += [f"{key}.{n} was {theirs.get(n)!r} and is {ours.get(n)!r}" for n in names]
+        elif isinstance(theirs, (str, int, float)):
+            found.append(f"{key} was {theirs!r} and is {ours!r}")
+    return "; ".join(found[:5]) or "see its run.json"
+
+
+def write(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
+    """Write a state that Fabric knows how to gather; whole or not at all. Called in every process.
+
+    Raises
+    ------
+    OSError
+        It cannot be written; the one before it is as it was.
+    """
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        fabric.save(beside, {**state, "format": _FORMAT})
+        if fabric.global_rank == 0:
+            with beside.open("rb+") as file:
+                os.fsync(file.fileno())
+            beside.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        beside.unlink(missing_ok=True)
+        kept = f"the one before it in {path.parent} is whole" if path.exists() else "there is none before it"
+        msg = f"the checkpoint could not be written ({error}); {kept}: make room, and repeat the call to go on"
+        raise OSError(msg) from error
+    fabric.barrier()
+
+
+def read(fabric: Fabric, path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """Restore the modules and optimisers of `state` in place, and return the rest. Called in every process.
+
+    Raises
+    ------
+    ValueError
+        It is damaged, or another version of this package wrote it.
+    """
+    try:
+        rest = fabric.load(path, state, weights_only=True)
+    except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        why = " ".join(str(error).split())[:300]
+        msg = f"{path} is damaged or of another version ({why}): resume=False starts anew"
+        raise ValueError(msg) from error
+    if rest.pop("format", 1) != _FORMAT:
+        msg = f"{path} was written by another version of scgpt_tl: finish it there, or resume=False starts anew"
+        raise ValueError(msg)
+    return rest

@@ -1,0 +1,164 @@
+"""From a start to a finished folder: claim the place, train in every process, save, clear up."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import scgpt_tl
+from scgpt_tl.engine import checkpoint, devices
+from scgpt_tl.engine.train import fit
+from scgpt_tl.models._weights import adopt, skeleton
+from scgpt_tl.models.model import Model, load_model
+from scgpt_tl.tokens.tokenize import Tokenizer
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+    from scgpt_tl.core.scgpt import Network
+    from scgpt_tl.engine.config import TrainConfig
+    from scgpt_tl.engine.recipes import Recipe
+    from scgpt_tl.engine.study import Study
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a run is made of; it travels to other processes whole."""
+
+    model: Model
+    """Weights to start from, and all that the finished model keeps."""
+    studies: list[Study]
+    validate: list[Study]
+    """For the held-out loss; empty: a share of the cells."""
+    recipe: Recipe
+    train: TrainConfig
+    out: Path
+    told: dict[str, Any]
+    """What makes two runs the same, beside recipe, options and seed: data and start."""
+    card: Callable[[str, dict[str, Any]], str]
+    """(name, provenance) -> text of MODEL_CARD.md."""
+    seed: int = 0
+    resume: bool = True
+    overwrite: bool = False
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What makes two runs the same, as plain values."""
+        recipe = {**vars(self.recipe), "weights": dict(self.recipe.weights), "network": dict(self.recipe.network)}
+        said = {
+            "train": self.train.learned,
+            "recipe": recipe,
+            "seed": self.seed,
+            "vocab_sha256": self.model.vocab.sha256,
+        }
+        return json.loads(json.dumps(self.told | said))
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints lie until the model is whole."""
+        return self.out.with_name(f"{self.out.name}.training")
+
+
+def carry_out(job: Job) -> Model:
+    """Train and save, or load what the same call has made before.
+
+    Raises
+    ------
+    FileExistsError
+        `out` holds another model.
+    """
+    if done := _finished(job):
+        return done
+    devices.launch(devices.fabric_for(job.train, job.folder), _work, job=job)
+    return load_model(job.out)
+
+
+def _work(fabric: Fabric, job: Job) -> None:
+    """What every process does."""
+    first = fabric.global_rank == 0
+    if fabric.world_size > 1:
+        devices.unshare(job.model.network)
+    with checkpoint.claimed(job.folder, job.run, resume=job.resume) if first else nullcontext():
+        fabric.barrier()
+        history = fit(
+            fabric,
+            job.model.network,
+            job.studies,
+            job.recipe,
+            job.train,
+            folder=job.folder,
+            seed=job.seed,
+            resume=job.resume,
+            validate=job.validate,
+        )
+        if first:
+            versions = {"scgpt_tl": scgpt_tl.__version__, "torch": str(torch.__version__)}
+            provenance = {**job.run, "history": history, **versions}
+            model = replace(job.model, network=_whole(job), name=job.out.name, provenance=provenance)
+            model.save(job.out, card=job.card(job.out.name, provenance), overwrite=job.overwrite)
+            shutil.rmtree(job.folder, ignore_errors=True)
+        fabric.barrier()
+
+
+def _whole(job: Job) -> Network:
+    """The trained network on the CPU; where its weights lie in shards, as the last checkpoint has them."""
+    if job.train.strategy != "fsdp":
+        return job.model.network.cpu()
+    best = job.folder / checkpoint.BEST
+    file = best if best.exists() else job.folder / checkpoint.LAST
+    kept = torch.load(file, weights_only=True, map_location="cpu")["module"]
+    return adopt(skeleton(job.model.config), {name.removeprefix("network."): x for name, x in kept.items()})
+
+
+def _finished(job: Job) -> Model | None:
+    """The model of this very run, if `out` holds it."""
+    out, run = job.out, job.run
+    if job.overwrite or not out.exists() or not any(out.iterdir()):
+        return None
+    model = load_model(out)
+    if job.resume and all(model.provenance.get(key) == value for key, value in run.items()):
+        return model
+    msg = f"out={str(out)!r} holds another model, {model.name!r}: give another folder, or overwrite=True if it may go"
+    raise FileExistsError(msg)
+
+
+def tokenizer_for(model: Model, genes: list[str], train: TrainConfig, seed: int) -> Tokenizer:
+    """How one study's rows become the model's tokens in training."""
+    config = model.config
+    return Tokenizer(
+        model.vocab.ids(genes),
+        model.vocab.keys,
+        config.cls_id,
+        cls_value=config.cls_value,
+        n_bins=config.n_bins,
+        spread=config.ties == "spread",
+        max_length=train.max_length,
+        zeros=train.zeros,
+        seed=seed,
+    )
+
+
+def data_card(provenance: dict[str, Any]) -> str:
+    """The lines that every card of ours has: data, options, losses."""
+    data, train, history = provenance["data"], provenance["train"], provenance["history"]
+    losses = "\n".join(
+        f"| {h['epoch'] + 1} | {h.get('train/loss', float('nan')):.4f} | {h.get('held_out/loss', float('nan')):.4f} |"
+        for h in history
+    )
+    studies = "\n".join(f"- {study['name']}: {study['cells']:,} cells, {study['genes']:,} genes" for study in data)
+    return f"""{studies}
+
+{train["epochs"]} epochs of {train["cells"]} cells a step, up to {train["max_length"]} tokens a cell, recipe
+"{provenance["recipe"]["name"]}" {provenance["recipe"]["weights"]}, seed {provenance["seed"]}.
+
+| epoch | training loss | held-out loss |
+|---|---|---|
+{losses}
+"""

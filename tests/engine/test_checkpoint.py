@@ -1,0 +1,113 @@
+"""A run's folder: whose it is, and checkpoints that are whole or not there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+
+from scgpt_tl.engine import checkpoint
+from scgpt_tl.engine.checkpoint import claimed
+
+RUN = {"seed": 0, "train": {"epochs": 3}, "data": [{"name": "a"}]}
+
+
+@pytest.fixture
+def fabric() -> Fabric:
+    return Fabric(accelerator="cpu", devices=1)
+
+
+def test_a_folder_is_claimed_and_claimed_again(tmp_path: Path):
+    folder = tmp_path / "deep" / "m.training"
+    for _ in range(2):
+        with claimed(folder, RUN, resume=True):
+            assert json.loads((folder / "run.json").read_text()) == RUN
+            (folder / "last.ckpt").touch()
+    with claimed(folder, RUN, resume=False):
+        assert not (folder / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"seed": 1}, "other seed: seed was 0 and is 1"),
+        ({"train": {"epochs": 4}}, r"other train: train\.epochs was 3 and is 4"),
+        ({"data": [{"name": "b"}]}, r"other data: see its run\.json"),
+    ],
+)
+def test_another_run_is_refused_and_nothing_is_lost(tmp_path: Path, other: dict, said: str):
+    folder = tmp_path / "m"
+    with claimed(folder, RUN, resume=True):
+        (folder / "last.ckpt").write_text("x")
+    with pytest.raises(ValueError, match=said), claimed(folder, RUN | other, resume=True):
+        pass
+    assert (folder / "last.ckpt").read_text() == "x"
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(FileExistsError, match="holds something else"), claimed(tmp_path, RUN, resume=True):
+        pass
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path):
+    folder = tmp_path / "m"
+    code = (
+        "import sys, pathlib; from scgpt_tl.engine.checkpoint import claimed\n"
+        f"with claimed(pathlib.Path({str(folder)!r}), {RUN!r}, resume=True):\n"
+        "    print('mine', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"mine\n"
+        with pytest.raises(RuntimeError, match="another process is training in"), claimed(folder, RUN, resume=True):
+            pass
+        other.kill()  # and a killed one holds nothing
+    with claimed(folder, RUN, resume=True):
+        pass
+
+
+def test_written_and_read(tmp_path: Path, fabric: Fabric):
+    layer = torch.nn.Linear(2, 2)
+    checkpoint.write(fabric, tmp_path / "a.ckpt", {"module": layer, "progress": {"step": 3}})
+    other = torch.nn.Linear(2, 2)
+    assert checkpoint.read(fabric, tmp_path / "a.ckpt", {"module": other}) == {"progress": {"step": 3}}
+    assert torch.equal(other.weight, layer.weight)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_a_full_disk_leaves_the_one_before(tmp_path: Path, fabric: Fabric, monkeypatch):
+    path = tmp_path / "a.ckpt"
+    checkpoint.write(fabric, path, {"step": 1})
+    before = path.read_bytes()
+
+    def full(beside, state):
+        Path(beside).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fabric, "save", full)
+    with pytest.raises(OSError, match=r"No space left.*the one before it in .* is whole: make room"):
+        checkpoint.write(fabric, path, {"step": 2})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_a_damaged_one_is_named(tmp_path: Path, fabric: Fabric):
+    path = tmp_path / "a.ckpt"
+    layer = torch.nn.Linear(2, 2)
+    checkpoint.write(fabric, path, {"module": layer})
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"a\.ckpt is damaged or of another version.*resume=False starts anew"):
+        checkpoint.read(fabric, path, {"module": layer})
+
+
+def test_one_of_another_version_is_refused(tmp_path: Path, fabric: Fabric):
+    path = tmp_path / "a.ckpt"
+    torch.save({"module": {}, "format": 1}, path)
+    with pytest.raises(ValueError, match="another version"):
+        checkpoint.read(fabric, path, {"module": torch.nn.Identity()})
