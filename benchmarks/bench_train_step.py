@@ -122,7 +122,7 @@ def ours(*, dropout: float, attn_dropout: float = 0.0) -> dict[str, Callable[...
 
         def loss() -> torch.Tensor:
             backbone, heads = network.backbone, network.heads
-            encoded = backbone.encode(cells)
+            encoded = backbone.encode(cells, at=at)
             gep = heads.gene_expression(encoded, cells, at=at).value
             gepc = heads.cell_expression(encoded, cells, backbone.genes(cells.gene_ids[at]), at=at).value
             similarity = objectives.elastic_similarity(encoded.cell, ECS_THRESHOLD)

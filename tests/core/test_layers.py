@@ -61,6 +61,35 @@ def test_cell_only_is_exact(kind: str, known: bool):
     torch.testing.assert_close(short.cell, full.cell, atol=2e-6, rtol=2e-6)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("known", [False, True])
+def test_tokens_asked_for_are_exact(kind: str, known: bool):
+    """Values and the gradient of every parameter; what is not asked for cannot be mistaken for an answer."""
+    net, batch = network(**KINDS[kind]), cells(known=known)
+    at = torch.tensor([28, 3, 8, 9, 16])  # in any order, a `<cls>` among them, unknown genes among them
+    weights, gradients = torch.randn(5, 32), []
+    for asked in (None, at):
+        encoded = net.backbone.encode(batch, at=asked)
+        net.zero_grad()
+        ((encoded.tokens[at] * weights).sum() + encoded.cell.square().sum()).backward()
+        gradients.append((encoded.cell, encoded.tokens[at], [p.grad for p in net.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-4, rtol=1e-4)
+    rows = encoded.tokens.detach().isnan().all(1)
+    assert rows.sum() == 29 - len({*at.tolist(), *batch.cls_index.tolist()})
+    assert not encoded.tokens.detach()[~rows].isnan().any()
+
+
+@torch.no_grad()
+def test_tokens_asked_for_where_all_are_needed():
+    backbone, batch, at = network(cell_style="w-pool").backbone, cells(), torch.tensor([3])
+    torch.testing.assert_close(backbone.encode(batch, at=at).tokens, backbone.encode(batch).tokens)
+    backbone = network().backbone
+    encoded = backbone.encode(batch, at=at, capture=("layer.2",))
+    torch.testing.assert_close(encoded.captured["layer.2"], backbone.encode(batch).tokens)
+    none = backbone.encode(batch, at=torch.tensor([], dtype=torch.long))
+    torch.testing.assert_close(none.cell, backbone.encode(batch, cell_only=True).cell)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("style", ["continuous", "category", "scaling"])
@@ -289,12 +318,12 @@ def step(net: Network, batch: CellBatch, **options) -> tuple[torch.Tensor, dict[
     encoded = net.backbone.encode(batch, **options)
     loss = encoded.cell.square().sum()
     if encoded.tokens is not None:
-        loss = loss + net.heads.gene_expression(encoded, batch).value.square().sum()
+        loss = loss + net.heads.gene_expression(encoded, batch, at=options.get("at")).value.square().sum()
     loss.backward()
     return loss.detach(), {name: None if p.grad is None else p.grad.clone() for name, p in net.named_parameters()}
 
 
-@pytest.mark.parametrize("options", [{}, {"cell_only": True}], ids=["all", "cell only"])
+@pytest.mark.parametrize("options", [{}, {"cell_only": True}, {"at": torch.arange(6)}], ids=["all", "cell", "some"])
 @pytest.mark.parametrize("attn_dropout", [0.0, 0.3])
 @pytest.mark.parametrize("known", [False, True])
 def test_recomputed_blocks_give_the_same_loss_and_gradients(known: bool, attn_dropout: float, options: dict):
@@ -308,6 +337,16 @@ def test_recomputed_blocks_give_the_same_loss_and_gradients(known: bool, attn_dr
     handle.remove()
     assert len(calls) == 2  # once in each direction
     torch.testing.assert_close(again, kept, atol=0, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's tracer looks at what it traces
+def test_compiled_blocks_give_the_same_step_for_any_number_of_tokens():
+    """By the backend that compiles nothing: what is asked is whether the blocks can be traced, attention left aside."""
+    net = network(flag_unknown=True, dropout=0.4, n_layers=1).train()
+    batches = [cells(lengths, known=known) for known in (True, False) for lengths in ((9, 1, 14, 5), (7, 30))]
+    expected = [step(net, batch) for batch in batches]
+    net.backbone.compile_blocks("eager")
+    torch.testing.assert_close([step(net, batch) for batch in batches], expected)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from scgpt_tl.core import merge
 from scgpt_tl.core.attention import KERNELS, Layout, attend, plain
+from scgpt_tl.tokens.batch import cumulative
 
 few = settings(max_examples=40, deadline=None)
 KEPT = torch.tensor(7.0)  # what a flash forward gives its backward
@@ -16,18 +17,24 @@ KEPT = torch.tensor(7.0)  # what a flash forward gives its backward
 
 @st.composite
 def generative(draw: st.DrawFn, *, longest: int = 9, dtype: torch.dtype = torch.float64):
-    """(q, k, v, layout): cells of unequal lengths, some tokens of most unknown; all queries or `<cls>` alone."""
+    """(q, k, v, layout): cells of unequal lengths, some tokens of most unknown; queries of all tokens, or of some."""
     lengths = torch.tensor(draw(st.lists(st.integers(1, longest), min_size=1, max_size=4)))
     if draw(st.booleans()):
         lengths = lengths[:1].repeat(len(lengths))  # equal ones take another way
     n_known = torch.tensor([draw(st.integers(1, int(n))) for n in lengths])
     if draw(st.booleans()):
-        n_known = n_known.clamp(max=int(lengths.min())).min().repeat(len(lengths))
-    n_q = torch.ones_like(lengths) if draw(st.booleans()) else lengths
+        n_known = n_known.min().repeat(len(lengths))
     seed = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    parts = [torch.randn(int(n.sum()), 2, 8, generator=seed, dtype=dtype) for n in (n_q, lengths, lengths)]
-    offsets = (torch.cat([torch.zeros(1, dtype=torch.long), n.cumsum(0)]) for n in (n_q, lengths))
-    return *parts, Layout(*offsets, n_known)
+    cu_k = cumulative(lengths)
+    cu_q, at = cu_k, None
+    if draw(st.booleans()):
+        asked = torch.rand(int(lengths.sum()), generator=seed) < draw(st.sampled_from([0.0, 0.5]))
+        asked[cu_k[:-1]] = True
+        at = asked.nonzero()[:, 0]
+        cu_q = torch.cat([torch.zeros(1, dtype=torch.long), asked.cumsum(0)])[cu_k]
+    n_q, n_k = int(cu_q[-1]), int(cu_k[-1])
+    parts = [torch.randn(n, 2, 8, generator=seed, dtype=dtype) for n in (n_q, n_k, n_k)]
+    return *parts, Layout(cu_q, cu_k, n_known, at)
 
 
 def with_gradients(kernel: str, problem, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
@@ -61,6 +68,7 @@ def flash_forward(q, k, v, cu_q, cu_k, max_q, max_k, dropout, causal, debug):
 def flash_backward(grad, q, k, v, out, lse, cu_q, cu_k, max_q, max_k, dropout, causal, rng, unused):
     """What `aten._flash_attention_backward` gives: weights from the log-sum-exp handed in, delta from the context."""
     assert (dropout, causal, float(rng), float(unused)) == (0.0, False, 7.0, 8.0)
+    assert (max_q, max_k) == (int(cu_q.diff().max()), int(cu_k.diff().max()))
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     scale = q.shape[-1] ** -0.5
     for rows, keys in _slices(cu_q, cu_k):
@@ -120,7 +128,7 @@ def test_flash_attention_is_called_as_torch_declares_it():
     """The real operators on the meta device: names, places and shapes of what goes in and comes out."""
     cu = torch.tensor([0, 5, 12])
     layout = Layout(cu, cu, torch.tensor([3, 4]))
-    layout.__dict__ |= {"known": layout.known.to("meta"), "own": tuple(x.to("meta") for x in layout.own)}
+    layout.__dict__.update(known=layout.known.to("meta"), own=tuple(x.to("meta") for x in layout.own))
     q, k, v = (torch.empty(12, 4, 16, device="meta", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
     out = attend(q, k, v, layout, kernel="flash_merged")
     assert (out.shape, out.dtype) == (q.shape, q.dtype)
@@ -136,8 +144,8 @@ def test_places_of_known_keys_and_of_each_unknown_querys_own_one():
     assert [x.tolist() for x in layout.own] == [[2, 6, 7, 8], [2, 6, 7, 8]]
     alone = Layout(torch.arange(4), cu, torch.tensor([2, 1, 2]))  # <cls> is known
     assert [x.tolist() for x in alone.own] == [[], []]
-    first_two = Layout(torch.tensor([0, 2, 3, 6]), cu, torch.tensor([1, 1, 2]))
-    assert [x.tolist() for x in first_two.own] == [[1, 5], [1, 6]]
+    some = Layout(torch.tensor([0, 2, 3, 6]), cu, torch.tensor([2, 1, 2]), torch.tensor([0, 2, 3, 4, 6, 8]))
+    assert [x.tolist() for x in some.own] == [[1, 4, 5], [2, 6, 8]]
     assert Layout(cu, cu).known.tolist() == list(range(9))
 
 

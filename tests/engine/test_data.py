@@ -218,6 +218,12 @@ def test_a_weight_says_how_often_cells_come(weight: float, pool: int):
     assert not weight or found.epoch(1).n_cells == times.total() + len(kept)
 
 
+@pytest.mark.parametrize("weight", [0.3, 2.5])
+def test_held_out_cells_come_once_whatever_the_weight(weight: float):
+    held = [plan(many([200], weight=w), training=False).epoch(0).draws for w in (1.0, weight)]
+    assert all(map(same, *held))
+
+
 def test_fractions_are_drawn_anew_each_epoch():
     studies = many([400], weight=0.25)
     epochs = [set(rows_of(plan(studies, held_out=0).epoch(e).draws, 1)[0]) for e in range(30)]
@@ -372,6 +378,22 @@ def test_closing_stops_the_threads(study, taken: int):
     assert threads() == before
     assert sum(slow.reads) < 90
     assert list(stream) == []
+
+
+def test_nothing_is_made_after_closing(study):
+    made, go = [], threading.Event()
+
+    def prepare(*_: object) -> None:
+        made.append(1)
+        if len(made) == 2:
+            go.wait(5)
+
+    studies = [study("a", 90)]
+    stream = feed(plan(studies, cells=2, held_out=0).epoch(0), studies, prepare)
+    next(stream)
+    threading.Timer(0.1, go.set).start()
+    stream.close()
+    assert len(made) == 2  # the one under way; six more were waiting
 
 
 def test_what_goes_wrong_reaches_the_caller_with_study_and_file(study):

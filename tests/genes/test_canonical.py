@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scgpt_tl.genes.canonical import canonical_names, ensembl_id, symbols_of_ids
+from scgpt_tl.genes.canonical import canonical_names, ensembl_id, familiar_names, symbols_of_ids
 from scgpt_tl.genes.table import GeneTable
 
 TABLE = GeneTable(
@@ -93,3 +93,24 @@ def test_ids():
     assert ensembl_id("ENSMUSG00000000001") == "ENSMUSG00000000001"
     for other in ("CD3E", "", None, 3.5, "ENSG1"):
         assert ensembl_id(other) == ""
+
+
+def test_a_name_that_all_studies_share_stays_as_it_is():
+    """NEW was OLD; A and B are two names of one gene that studies disagree on."""
+    first = (["NEW", "B", "C"], ["OLD", "A", "C"])
+    second = (["NEW", "B"], ["OLD", "B"])
+    assert familiar_names([first, second]) == {"NEW": "OLD"}
+
+
+@pytest.mark.parametrize(
+    ("canonical", "written"),
+    [
+        (["X", "Y"], ["Z", "Z"]),  # one spelling for two genes
+        (["X", "Z"], ["Z", "Z"]),  # the spelling is another gene's name
+        (["X"], ["ENSG00000000001"]),
+        (["X"], [""]),
+        (["", "X"], ["a", "X"]),
+    ],
+)
+def test_spellings_that_would_mislead_are_left(canonical: list[str], written: list[str]):
+    assert familiar_names([(canonical, written)]) == {}

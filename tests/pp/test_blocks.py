@@ -211,6 +211,7 @@ def test_a_backed_view_is_not_read_into_memory(tmp_path: Path, monkeypatch: pyte
     read = _readers.CsrFileReader.read
     monkeypatch.setattr(_readers.CsrFileReader, "read", lambda self, a, b: sizes.append(b - a) or read(self, a, b))
     check(open_layer(view), counts()[:20], 2)
+    open_layer(view).take(np.arange(20))
     assert max(sizes) < 20
 
 
@@ -320,6 +321,8 @@ def test_damaged_files(make: Callable[[np.ndarray], Any], tmp_path: Path) -> Non
     group["indices"][0] = 99
     with pytest.raises(ValueError, match="index 99"):
         list(open_matrix(group).blocks(5))
+    with pytest.raises(ValueError, match="index 99"):
+        open_matrix(group).take(range(22, -1, -1))
     indptr = group["indptr"][:]
     del group["indptr"]
     group["indptr"] = indptr[:-1]

@@ -79,6 +79,7 @@ def folder(toy_cells, tmp_path: Path) -> Path:
     write(toy_cells(10, seed=2), tmp_path / "corpus" / "deeper" / "c.zarr")
     (tmp_path / "corpus" / "notes.txt").write_text("no data")
     (tmp_path / "corpus" / "._b.h5ad").write_text("what a Mac leaves behind")
+    (tmp_path / "corpus" / "deeper" / "c.zarr" / "odd.h5ad").write_text("stores are not entered")
     return tmp_path / "corpus"
 
 
@@ -117,6 +118,13 @@ def test_nothing_is_read_whole_and_sources_travel(folder: Path, monkeypatch):
     assert [counts(s).shape for s in found] == [(20, 50), (30, 50), (10, 50)]
     assert expressed(found[0]).tolist() == (counts(found[0]) > 0).sum(0).tolist()
     assert len(pickle.dumps(found[0])) < 20_000
+
+
+def test_a_relative_path_holds_wherever_one_goes(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder)
+    found = open_corpus(["b.h5ad", "deeper"])
+    monkeypatch.chdir(folder.parent)
+    assert [counts(s).shape for s in found] == [(20, 50), (30, 50), (10, 50)]
 
 
 def test_the_manifest_says_what_the_data_were(folder: Path, toy_cells):
@@ -318,7 +326,7 @@ def test_bad_files_stop_it_or_are_left_out(folder: Path, caplog):
     ):
         assert len([r for r in caplog.messages if r.startswith(f"'{name}' is left out: ") and why in r]) == 1
     for path in folder.rglob("[abc].*"):
-        path.rename(path.with_suffix(".gone"))
+        path.rename(path.with_name(f".{path.name}"))
     with pytest.raises(ValueError, match="there are no cells to train on; give AnnData, h5ad files, zarr stores"):
         open_corpus(folder, skip_bad=True)
 

@@ -163,6 +163,14 @@ def test_large_vocabularies_in_any_order():
     assert cells(one) == cells(other)
 
 
+def test_a_row_of_repeated_genes_leaves_no_trace():
+    x = sparse.csr_matrix(np.array([[1, 2, 4, 0, 0], [0, 0, 0, 3, 5]], np.float32))
+    assert cells(make([7, 5, 7, 9, 8], n_bins=3, spread=False)(x)) == [
+        ([CLS, 5, 7], [-2, 1, 2]),
+        ([CLS, 8, 9], [-2, 2, 1]),
+    ]
+
+
 def test_floats_too(columns):
     x = sparse.random(20, 60, 0.5, format="csr", rng=np.random.default_rng(1), dtype=np.float64)
     t = make(columns, max_length=15)

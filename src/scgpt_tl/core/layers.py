@@ -44,6 +44,7 @@ class Attention(nn.Module):
         self.n_heads = n_heads
         self.dropout = dropout
         self.unknown_skips_projection = unknown_skips_projection
+        self.attend = attend
         self.qkv = Linear(d_model, 3 * d_model)
         self.out = Linear(d_model, d_model)
         nn.init.xavier_uniform_(self.qkv.weight)
@@ -63,7 +64,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, rows: Tensor | None = None, unknown: Tensor | None = None) -> Tensor:
         q, k, v = self.project(x, rows)
-        context = attend(q, k, v, layout, dropout=self.dropout if self.training else 0.0).flatten(1)  # (Tq, D)
+        context = self.attend(q, k, v, layout, dropout=self.dropout if self.training else 0.0).flatten(1)  # (Tq, D)
         if self.unknown_skips_projection and unknown is not None:
             return torch.where(unknown[:, None], context, self.out(context))
         return self.out(context)

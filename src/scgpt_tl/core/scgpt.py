@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
-from scgpt_tl.core.attention import Layout
+from scgpt_tl.core.attention import Layout, attend
 from scgpt_tl.core.encoders import ContinuousValueEncoder, TableEncoder, Tables
 from scgpt_tl.core.heads import Heads
 from scgpt_tl.core.layers import Attention, Block, DomainNorm
@@ -72,6 +72,12 @@ class ScGPT(nn.Module):
     def tables(self) -> Tables:
         """Lookup tables for inference; make them once per pass and hand them to `encode`."""
         return Tables.of(self.genes, self.values)
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """`torch.compile` what lies around each attention, for any number of tokens; attention is a kernel already."""
+        for block in self.blocks:
+            cast("Block", block).attn.attend = torch.compiler.disable(attend)
+            block.compile(dynamic=True, backend=backend)
 
     def embed(self, batch: CellBatch, tables: Tables | None = None) -> Tensor:
         """Token inputs, equation (5): (T, D)."""

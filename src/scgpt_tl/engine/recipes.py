@@ -118,7 +118,7 @@ class Pass:
     @cached_property
     def encoded(self) -> Encoded:
         """Of the first pass."""
-        return self.network.backbone.encode(self.cells)
+        return self.network.backbone.encode(self.cells, at=self.at)
 
     @cached_property
     def at(self) -> Tensor:
@@ -156,7 +156,7 @@ class Pass:
     def prompted(self) -> Tensor:
         """Cell prompts: the cell embedding in the place of `<cls>` (section 4.3.3)."""
         prompt = self.encoded.cell.detach() if self.recipe.detach_prompt else self.encoded.cell
-        again = self.network.backbone.encode(self.cells, cell_prompt=prompt)
+        again = self.network.backbone.encode(self.cells, at=self.at, cell_prompt=prompt)
         return self.squared_error(self.network.heads.gene_expression(again, self.cells, at=self.at))
 
     def views(self) -> tuple[Tensor, Tensor]:

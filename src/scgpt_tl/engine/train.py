@@ -117,8 +117,7 @@ class _Fit:
         self.progress = Progress(budget=budget(network, train, recipe), world=fabric.world_size)
         network.backbone.recompute = train.checkpointing
         if train.compile:
-            for block in network.backbone.blocks:
-                block.compile(dynamic=True)
+            network.backbone.compile_blocks()
         self.module: Any = fabric.setup_module(Learner(network, recipe))
         learned = [p for p in self.module.parameters() if p.requires_grad]
         self._precision: Any = fabric.strategy.precision
@@ -143,6 +142,7 @@ class _Fit:
     def _train_epoch(self, stop: Stop) -> None:
         """What is left of an epoch."""
         done, epoch = self.progress, self.plan.epoch(self.progress.epoch)
+        self.module.train()
         silent = not self.train.progress or self.fabric.global_rank > 0
         with tqdm(total=epoch.n_cells, unit="cell", disable=silent, smoothing=0.1) as bar:
             bar.set_description(f"epoch {done.epoch + 1}/{self.train.epochs}")
@@ -270,7 +270,6 @@ class _Fit:
                     found[name] += float(value)
             cells, *sums = devices.summed(self.fabric, draw.weight * len(draw.rows), *found.values())
             seen.add({f"held_out/{name}": x for name, x in zip(found, sums, strict=True)}, int(cells))
-        self.module.train()
         return seen.means()
 
     def _patience_is_over(self) -> bool:

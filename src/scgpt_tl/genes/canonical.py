@@ -37,13 +37,37 @@ def canonical_names(columns: Mapping[str, Sequence[Any]], *, table: GeneTable | 
     (n_vars,) names: "" where there is none; an Ensembl id, without its version, where nothing else is known. And
     whether the table was used.
     """
-    written = [_written(columns, i) for i in range(len(columns[INDEX]))]
+    written = written_names(columns)
     if table is None:
         return written, False
     match = match_genes(columns, _approved(table), table=table)
     if np.isin(match.how, ("symbol", "ensembl")).mean() < LEAST_KNOWN:
         return written, False
     return [name or own for name, own in zip(match.names.tolist(), written, strict=True)], True
+
+
+def written_names(columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    """The data's own name of each variable, a symbol rather than an id; "" where there is none."""
+    return [_written(columns, i) for i in range(len(columns[INDEX]))]
+
+
+def familiar_names(studies: Sequence[tuple[Sequence[str], Sequence[str]]]) -> dict[str, str]:
+    """Canonical name -> the one symbol that all studies write for it, where it is another.
+
+    A gene that every study knows by a previous symbol keeps it: data of that age match a model trained on them as they
+    are, and `match_genes` finds a gene by any of its names. `studies` are pairs of canonical and written names.
+    """
+    spelled: defaultdict[str, set[str]] = defaultdict(set)
+    for names, written in studies:
+        for name, own in zip(names, written, strict=True):
+            spelled[name].add(own)
+    single = {name: min(found) for name, found in spelled.items() if name and len(found) == 1}
+    uses = Counter(single.values())
+    return {
+        name: own
+        for name, own in single.items()
+        if own and own != name and not ensembl_id(own) and uses[own] == 1 and own not in spelled
+    }
 
 
 def symbols_of_ids(studies: Sequence[tuple[Mapping[str, Sequence[Any]], Sequence[str]]]) -> dict[str, str]:

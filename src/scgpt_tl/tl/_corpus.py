@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from scgpt_tl.engine.study import Source
-from scgpt_tl.genes.canonical import canonical_names, ensembl_id, symbols_of_ids
+from scgpt_tl.genes.canonical import canonical_names, ensembl_id, familiar_names, symbols_of_ids, written_names
 from scgpt_tl.genes.folders import DATA_VARIABLE
 from scgpt_tl.genes.table import LOCAL, hgnc_table
 from scgpt_tl.pp._check import LEAST_SHARE
@@ -47,8 +47,10 @@ def open_corpus(
 
     - With `model_vocab` they are matched to it, as `pp.harmonize_genes` does, and by what it left where it was run.
     - Without, and with HGNC's table at hand (in `$SCGPT_TL_DATA`, or downloaded once by `pp.harmonize_genes`; training
-      asks no network), Ensembl ids, previous symbols and aliases become the approved symbol. A study of whose names
-      less than a fifth are approved symbols or Ensembl ids (another species, made-up names) keeps its own.
+      asks no network), Ensembl ids become symbols, and where studies write a gene differently the approved symbol is
+      taken. A gene that all studies know by a previous symbol keeps it, so that data of that age match as they are. A
+      study of whose names less than a fifth are approved symbols or Ensembl ids (another species, made-up names) keeps
+      its own.
     - Without the table symbols stay as they are written: a previous symbol is then another gene than its successor.
       Ensembl ids become the symbols that other studies of the corpus give for them in a column, and stay ids, without
       their version, where no study does. Which table was used is in the manifest: with it and without it are two runs.
@@ -161,12 +163,16 @@ def _items(data: Any) -> list[Any]:
 
 
 def _below(folder: Path) -> list[Path]:
-    """All h5ad files and zarr stores of a folder, those in hidden places and in stores left out."""
-    found = [path for path in folder.rglob("*") if path.suffix in (".h5ad", ".zarr")]
-    inner = {path: path.relative_to(folder) for path in found}
-    hidden = [path for path, way in inner.items() if any(part.startswith(".") for part in way.parts)]
-    inside = [path for path, way in inner.items() if any(parent.suffix == ".zarr" for parent in way.parents)]
-    return sorted(set(found) - set(hidden) - set(inside))
+    """All h5ad files and zarr stores of a folder, what is hidden left out; stores are not entered."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if is_store(path) or (path.suffix == ".h5ad" and path.is_file()):
+            found.append(path)
+        elif path.is_dir():
+            found += _below(path)
+    return found
 
 
 def _weights(weights: Mapping[str, float], items: Mapping[str, Any]) -> dict[str, float]:
@@ -216,6 +222,8 @@ def _own_names(found: Mapping[str, _Looked | Source], table: GeneTable | None) -
             genes, used = canonical_names(columns[name], table=table)
             names[name] = genes, _source_of(table) if used else ""
     symbols = symbols_of_ids([(columns[name], names[name][0]) for name in columns])
+    written = {name: written_names(columns[name]) if name in columns else names[name][0] for name in names}
+    symbols |= familiar_names([(genes, written[name]) for name, (genes, _) in names.items()])
     return {
         name: ([symbols.get(gene, gene) for gene in genes] if name in columns else genes, used)
         for name, (genes, used) in names.items()

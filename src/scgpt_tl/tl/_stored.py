@@ -141,7 +141,7 @@ def _of_adata(adata: Any, name: str) -> Stored:
     if adata.isbacked:  # the file is opened anew, so that the cells can be sent to other processes
         path, (_, *part) = Path(str(adata.filename)), _parent(adata)
         part = [None if index is None else np.arange(n)[index] for index, n in zip(part, _shape(path), strict=True)]
-        return Stored(f"{name} ({path})", partial(_open, path, *part), adata.obs, var, uns, path)
+        return Stored(f"{name} ({path})", partial(_open, path.absolute(), *part), adata.obs, var, uns, path)
     return Stored(name, partial(_itself, open_layer(adata)), adata.obs, var, uns)
 
 
@@ -157,7 +157,7 @@ def _of_file(path: Path) -> Stored:
     known = pd.DataFrame({column: ad.io.read_elem(var[column]) for column in _VAR if column in var}, index=None)
     frame = pd.DataFrame(index=names) if known.empty else known.set_index(names)
     left = {SLOTS.genes: ad.io.read_elem(uns[SLOTS.genes])} if SLOTS.genes in uns else {}
-    return Stored(str(path), partial(_open, path), root["obs"], frame, left, path)
+    return Stored(str(path), partial(_open, path.absolute()), root["obs"], frame, left, path)
 
 
 def _root(path: Path) -> Any:
