@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _STARTS = {"ddp": "popen", "ddp_spawn": "spawn", "ddp_notebook": "fork"}
 
 
-def fabric_for(train: TrainConfig, folder: Path) -> Fabric:
-    """Processes, devices, precision and loggers that a config asks for.
+def fabric_for(train: TrainConfig, logs: Path) -> Fabric:
+    """Processes, devices, precision and loggers (which write to `logs`) that a config asks for.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def fabric_for(train: TrainConfig, folder: Path) -> Fabric:
         num_nodes=train.nodes,
         strategy=_strategy(train),
         precision=precision,
-        loggers=[_logger(name, folder) for name in train.loggers],
+        loggers=[_logger(name, logs) for name in train.loggers],
     )
 
 

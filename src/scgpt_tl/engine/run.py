@@ -76,7 +76,8 @@ def carry_out(job: Job) -> Model:
     """
     if done := _finished(job):
         return done
-    devices.launch(devices.fabric_for(job.train, job.folder), _work, job=job)
+    logs = job.out.with_name(f"{job.out.name}.logs")
+    devices.launch(devices.fabric_for(job.train, logs), _work, job=job)
     return load_model(job.out)
 
 

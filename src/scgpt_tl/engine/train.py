@@ -113,7 +113,7 @@ class _Fit:
         self.plan = Plan(studies, **options, held_out=0.0 if validate else train.held_out, training=True)
         held_out = Plan(self.others, **options, held_out=1.0 if validate else train.held_out, training=False)
         self.held_out = held_out.epoch(0)
-        self.steps = train.epochs * len(self.plan.epoch(0))
+        self.steps = sum(len(self.plan.epoch(number)) for number in range(train.epochs))
         self.progress = Progress(budget=budget(network, train, recipe), world=fabric.world_size)
         network.backbone.recompute = train.checkpointing
         if train.compile:

@@ -140,7 +140,7 @@ def read_bundle(model: str | Path) -> Bundle:
 
 def _read_native(path: Path) -> tuple[dict[str, int], str]:
     file = path / FILES["native"][0]
-    head = _read_json(file)
+    head = read_json(file)
     if head.get("format") != FORMAT:
         msg = f"{file} has format {head.get('format')!r}, this scgpt_tl reads {FORMAT}: a newer release is needed"
         raise ValueError(msg)
@@ -157,11 +157,18 @@ def _read_native(path: Path) -> tuple[dict[str, int], str]:
 
 def _read_official(path: Path) -> tuple[dict[str, int], str]:
     file = path / FILES["official"][0]
-    args = _read_json(file)
+    args = read_json(file)
     return {ours: _size(args, theirs, file, default=default) for ours, (theirs, default) in _OFFICIAL.items()}, "spread"
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The object that a file of a model folder holds.
+
+    Raises
+    ------
+    ValueError
+        It is no JSON, or no object.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from scgpt_tl import __version__
 from scgpt_tl.core.config import ModelConfig
-from scgpt_tl.genes.bundle import FORMAT, Bundle, read_bundle
+from scgpt_tl.genes.bundle import FORMAT, Bundle, read_bundle, read_json
 from scgpt_tl.models._coverage import compare
 from scgpt_tl.models._folder import written_beside
 from scgpt_tl.models._weights import HEADS, adopt, fingerprint, shapes, skeleton
@@ -64,7 +64,7 @@ def read(folder: Path) -> dict[str, Any]:
     """
     bundle = read_bundle(folder)
     file = folder / "config.json"
-    head = json.loads(file.read_text(encoding="utf-8"))
+    head = read_json(file)
     _compare_hash(head, "vocab_sha256", bundle.vocab.sha256, folder / "vocab.json", file)
     _check_vocabulary(head["config"], bundle)
     network = _network(head["config"], file)
@@ -135,15 +135,7 @@ def _provenance(file: Path) -> dict[str, Any]:
     if not file.is_file():
         msg = f"{file.parent} lacks {file.name}, which says where the model comes from; fetch the folder again"
         raise FileNotFoundError(msg)
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        msg = f"{file} is not JSON ({error}); it may be truncated, fetch it again"
-        raise ValueError(msg) from error
-    if not isinstance(value, dict):
-        msg = f"{file} holds a {type(value).__name__}, expected an object"
-        raise ValueError(msg)
-    return value
+    return read_json(file)
 
 
 def _dump(value: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from scgpt_tl._compat import need
+from scgpt_tl._slots import copied
 from scgpt_tl.pp._blocks import open_layer
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def select_genes(
         sc.pp.normalize_total(own, target_sum=1e4)
         sc.pp.log1p(own)
     sc.pp.highly_variable_genes(own, n_top_genes=min(n_genes, adata.n_vars), flavor=flavor, batch_key=batch_key)
-    result = _target(adata, copy=copy)
+    result = copied(adata) if copy else adata
     for column in own.var:
         result.var[column] = own.var[column].to_numpy()
     result.uns["hvg"] = own.uns["hvg"]
@@ -133,7 +134,7 @@ def select_peaks(
     score = own.var["variability_score"].to_numpy(dtype=np.float64)
     chosen = np.zeros(adata.n_vars, dtype=bool)
     chosen[np.argsort(-score, kind="stable")[:n_peaks]] = True
-    result = _target(adata, copy=copy)
+    result = copied(adata) if copy else adata
     result.var["prop_shared_cells"] = own.var["prop_shared_cells"].to_numpy(dtype=np.float64)
     result.var["variability_score"] = score
     result.var["highly_variable"] = chosen
@@ -151,12 +152,6 @@ def _values(adata: AnnData, layer: str | None) -> AnnData:
     x = x.copy() if len(blocks) == 1 else x  # one block may be a window on the user's own arrays
     obs, var = (pd.DataFrame(index=pd.RangeIndex(size).astype(str)) for size in matrix.shape)
     return ad.AnnData(x, obs=obs, var=var)
-
-
-def _target(adata: AnnData, *, copy: bool) -> AnnData:
-    if not copy:
-        return adata
-    return adata.to_memory() if adata.isbacked else adata.copy()
 
 
 def _check_number(name: str, value: int) -> None:

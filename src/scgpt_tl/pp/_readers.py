@@ -103,6 +103,7 @@ class _FileReader:
             raise ValueError(msg)
 
     def mean_nonzeros(self) -> float:
+        """Of a row; at least 1."""
         return max(1.0, float(self.indptr[-1]) / max(1, self.shape[0]))
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
