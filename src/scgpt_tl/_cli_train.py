@@ -40,6 +40,7 @@ def add_finetune(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--recipe", help="what to ask: generative (default), masked, integration, annotation ...")
     add("--labels-key", help="column of obs with cell types")
     add("--batch-key", help="column of obs with batches")
+    add("--preset", choices=PRESETS, help="training options for a card of this size, for the 51 M model")
     _add_training(commands.choices["finetune"], FINETUNE)
     commands.choices["finetune"].set_defaults(run=_finetune)
 
@@ -52,7 +53,6 @@ def _add_training(parser: argparse.ArgumentParser, base: TrainConfig) -> None:
     add("--rng", type=int, default=0, help="seed (default: %(default)s)")
     add("--fresh", action="store_true", help="do not resume")
     add("--config", type=Path, help="YAML file of training options")
-    add("--preset", choices=PRESETS, help="training options for a card of this size, for the 51 M model")
     add("--print-config", action="store_true", help="write the training options as YAML, with what they mean, and end")
     learned, computed = parser.add_argument_group(*_LEARNED), parser.add_argument_group(*_COMPUTED)
     defaults = asdict(base)
@@ -88,7 +88,7 @@ def _shown(value: Any) -> str:
 def training(args: argparse.Namespace) -> TrainConfig:
     """The training options of a command line: its defaults, then the preset, the file, and the options given."""
     options: dict[str, Any] = dict(args.base)
-    if args.preset:
+    if getattr(args, "preset", None):
         options |= PRESETS[args.preset]
     if args.config:
         options |= read_options(args.config)

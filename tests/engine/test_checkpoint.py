@@ -6,20 +6,24 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from lightning.fabric import Fabric
 
-from scgpt_tl.engine import checkpoint
+from scgpt_tl.engine import checkpoint, devices
 from scgpt_tl.engine.checkpoint import claimed
+from scgpt_tl.engine.config import TrainConfig
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 RUN = {"seed": 0, "train": {"epochs": 3}, "data": [{"name": "a"}]}
 
 
 @pytest.fixture
 def fabric() -> Fabric:
-    return Fabric(accelerator="cpu", devices=1)
+    return devices.fabric_for(TrainConfig(device="cpu"), Path())
 
 
 def test_a_folder_is_claimed_and_claimed_again(tmp_path: Path):
@@ -72,6 +76,23 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path):
         pass
 
 
+def test_a_damaged_mark_is_named(tmp_path: Path):
+    (tmp_path / "run.json").write_text("")
+    with (
+        pytest.raises(ValueError, match=r"run\.json is damaged .*resume=False starts anew"),
+        claimed(tmp_path, RUN, resume=True),
+    ):
+        pass
+
+
+def test_a_mark_is_written_once(tmp_path: Path):
+    for _ in range(2):
+        with claimed(tmp_path / "m", RUN, resume=True):
+            (tmp_path / "m" / "run.json").chmod(0o400)
+        written = (tmp_path / "m" / "run.json").stat().st_mtime_ns
+    assert (tmp_path / "m" / "run.json").stat().st_mtime_ns == written
+
+
 def test_written_and_read(tmp_path: Path, fabric: Fabric):
     layer = torch.nn.Linear(2, 2)
     checkpoint.write(fabric, tmp_path / "a.ckpt", {"module": layer, "progress": {"step": 3}})
@@ -86,13 +107,14 @@ def test_a_full_disk_leaves_the_one_before(tmp_path: Path, fabric: Fabric, monke
     checkpoint.write(fabric, path, {"step": 1})
     before = path.read_bytes()
 
-    def full(beside, state):
+    def full(state, beside):
         Path(beside).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fabric, "save", full)
+    monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match=r"No space left.*the one before it in .* is whole: make room"):
         checkpoint.write(fabric, path, {"step": 2})
+    monkeypatch.undo()
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
 

@@ -179,6 +179,36 @@ def test_a_recipe_knows_what_it_needs():
     assert (INTEGRATION.needs_labels, INTEGRATION.needs_batches) == (False, True)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("recipe", [GENERATIVE_CONTRAST, replace(MASKED, weights={"gep": 1.0, "ecs": 1.0})])
+def test_a_muted_minibatch_adds_nothing_and_is_not_compared(network, batch, recipe: Recipe):
+    """It is a process without a cell of its own; the others' cells are gathered as ever."""
+    made = batch(recipe)
+    others = torch.randn(5, 16)
+    counts = Counts(10.0, 0.0, 0.0)
+    assert Counts.of(made.mute()) == Counts(0.0, 0.0, 0.0)
+    found = losses(network, made.mute(), recipe, counts=counts, gather=lambda x: torch.cat([x, others])).parts
+    for name in {"gep", "gepc", "prompt"} & set(found):
+        assert float(found[name]) == 0
+    if "ecs" in found:
+        torch.testing.assert_close(found["ecs"], objectives.elastic_similarity(others))
+    else:
+        torch.testing.assert_close(found["contrast"], objectives.view_contrast(others, others))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"weights": {"gep": 1.0}, "ratios": (40,)}, "shares from 0 to 1"),
+        ({"weights": {"gep": 1.0}, "corruption": "none"}, "hides nothing and asks for gep"),
+        ({"weights": {"contrast": 1.0}, "corruption": "mask"}, "'contrast' needs corruption='generative'"),
+    ],
+)
+def test_recipes_that_mean_nothing_are_refused(options: dict, said: str):
+    with pytest.raises(ValueError, match=said):
+        Recipe("odd", **options)
+
+
 def test_recipes_by_name():
     assert recipe_named("masked") is MASKED
     assert recipe_named(MASKED) is MASKED

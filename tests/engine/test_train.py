@@ -184,7 +184,7 @@ def test_out_of_memory_halves_the_passes(studies, tmp_path: Path, monkeypatch, c
     monkeypatch.undo()
     whole, _ = run(studies, tmp_path / "whole", replace(TRAIN, epochs=1, held_out=0.0), TOKENS, network(0.0))
     assert_close(net, whole, atol=1e-4, rtol=1e-3)
-    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["progress"]["budget"]
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["progress"]["limit"]
     assert kept <= 100
 
 
@@ -255,13 +255,14 @@ def test_a_loss_that_is_no_number_stops_the_run(studies, tmp_path: Path, monkeyp
     monkeypatch.setattr(Learner, "forward", forward)
     with pytest.raises(FloatingPointError, match=r"no number at step 6 \(loss nan.*on cells \d+, .* of '[ab]'") as told:
         run(studies, tmp_path, replace(TRAIN, save_every=2))
-    assert "last checkpoint" in str(told.value)
+    assert "a checkpoint in" in str(told.value)
     kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert kept["progress"]["step"] <= 6
     assert all(torch.isfinite(x).all() for x in kept["module"].values())
 
 
-def test_gradients_that_are_no_numbers_stop_it_too(studies, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize("clip", [1.0, 0.0])
+def test_gradients_that_are_no_numbers_stop_it_too(studies, tmp_path: Path, monkeypatch, clip: float):
     class Explode(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -276,7 +277,7 @@ def test_gradients_that_are_no_numbers_stop_it_too(studies, tmp_path: Path, monk
         Learner, "forward", lambda self, work: (Explode.apply((found := inner(self, work))[0]), found[1])
     )
     with pytest.raises(FloatingPointError):
-        run(studies, tmp_path)
+        run(studies, tmp_path, replace(TRAIN, clip=clip))
 
 
 # ---- schedule, early stop, best
@@ -314,6 +315,19 @@ def test_patience(studies, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(training._Fit, "_held_out", lambda self: {"held_out/loss": next(losses)})
     _, history = run(studies, tmp_path, replace(TRAIN, epochs=5, patience=2), GENERATIVE)
     assert [h["held_out/loss"] for h in history] == [3.0, 2.0, 2.5, 2.6]
+
+
+def test_what_waits_for_a_held_out_loss_needs_one(studies, tmp_path: Path, caplog):
+    with pytest.raises(ValueError, match="patience=2 needs a held-out loss, and no cell is held out"):
+        run(studies, tmp_path, replace(TRAIN, patience=2, held_out=0.0))
+    with caplog.at_level(logging.WARNING):
+        run(studies, tmp_path, replace(TRAIN, epochs=1, keep="best", held_out=0.0), GENERATIVE)
+    assert "the last epoch is kept" in caplog.text
+
+
+def test_no_cell_left_to_train_on(studies, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"no cell is left to train on with held_out=0\.999"):
+        run(studies, tmp_path, replace(TRAIN, held_out=0.999))
 
 
 def test_the_best_epoch_is_kept(studies, tmp_path: Path, monkeypatch):

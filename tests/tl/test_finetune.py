@@ -106,5 +106,31 @@ def test_no_known_gene(base: Model, tmp_path: Path, toy_cells):
         scgpt_finetune(cells, model=base, out=tmp_path / "m", train=TRAIN)
 
 
+def test_other_labels_are_another_run(base: Model, tmp_path: Path, toy_cells):
+    """Of the same names and the same counts."""
+    cells = labelled(toy_cells(24, seed=7))
+    options = {"model": base, "out": tmp_path / "m", "recipe": "annotation", "labels_key": "type"}
+    short = replace(TRAIN, epochs=1)
+    first = scgpt_finetune(cells, train=short, **options)
+    assert scgpt_finetune(cells, train=short, **options).sha256 == first.sha256
+    cells.obs["type"] = cells.obs["type"].to_numpy()[::-1]
+    with pytest.raises(FileExistsError, match="holds another model"):
+        scgpt_finetune(cells, train=short, **options)
+
+
+def test_a_model_that_knows_batches_asks_for_them(base: Model, tmp_path: Path, toy_cells):
+    cells = labelled(toy_cells(24, seed=8))
+    short = replace(TRAIN, epochs=1)
+    model = scgpt_finetune(cells, model=base, out=tmp_path / "a", recipe="integration", batch_key="lab", train=short)
+    with pytest.raises(ValueError, match="give batch_key="):
+        scgpt_finetune(cells, model=model, out=tmp_path / "b", recipe="masked", train=short)
+    again = scgpt_finetune(cells, model=model, out=tmp_path / "b", recipe="masked", batch_key="lab", train=short)
+    assert again.batches == ("x", "y")
+    cells.obs["lab"] = cells.obs["lab"].astype(object)
+    cells.obs.loc[cells.obs_names[0], "lab"] = None
+    with pytest.raises(ValueError, match="1 cells have no 'lab'"):
+        scgpt_finetune(cells, model=model, out=tmp_path / "c", recipe="masked", batch_key="lab", train=short)
+
+
 def test_the_published_options_are_the_default():
     assert (FINETUNE.learning_rate, FINETUNE.schedule, FINETUNE.decay, FINETUNE.keep) == (1e-4, "epoch", 0.9, "best")

@@ -137,6 +137,16 @@ def test_studies_to_validate_on(tmp_path: Path, toy_cells):
     assert model.provenance["history"][0]["step"] == 3  # 48 cells, all of them train
 
 
+def test_studies_to_validate_on_must_share_genes(tmp_path: Path, toy_cells):
+    with pytest.raises(ValueError, match=r"validate: 0% of the genes of 'study1' are in the corpus, at least 20%"):
+        pretrain(toy_cells(), tmp_path / "m", validate=toy_cells(20, first=500))
+
+
+def test_adapters_are_for_models_that_know_something(tmp_path: Path, toy_cells):
+    with pytest.raises(ValueError, match="lora=4 would leave a new network's random weights as they are"):
+        pretrain(toy_cells(), tmp_path / "m", train=replace(TRAIN, lora=4))
+
+
 # ---- going on
 
 

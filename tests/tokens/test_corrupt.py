@@ -168,7 +168,7 @@ def test_a_muted_minibatch_asks_for_nothing(block: TokenBlock):
     labelled = replace(block.batch(np.arange(12)), label=torch.arange(12))
     made = generative_split(labelled, block.keys, GENE_KEYS, ratio=0.5, complement=True)
     assert made.cells.label.tolist() == [*range(12), *range(12)]
-    quiet = made.muted()
+    quiet = made.mute()
     assert not quiet.hidden.any()
-    assert (quiet.cells.label == -1).all()
+    assert quiet.muted
     assert torch.equal(quiet.cells.values, made.cells.values)

@@ -41,7 +41,7 @@ class ExpressionHead(nn.Module):
 
     def forward(self, x: Tensor) -> Prediction:
         """(T, d_in) -> (T,)."""
-        nonzero = None if self.nonzero is None else self.nonzero(x).squeeze(-1).sigmoid()
+        nonzero = None if self.nonzero is None else self.nonzero(x).squeeze(-1).float().sigmoid()
         return Prediction(self.value(x).squeeze(-1), nonzero)
 
 
@@ -88,7 +88,9 @@ class CellExpressionHead(nn.Module):
         if self.style == "inner product":
             query, cell = query.sigmoid(), cell[cell_index]
             value = (self.bilinear(query) * cell).sum(-1)
-            return Prediction(value, None if self.nonzero is None else (self.nonzero(query) * cell).sum(-1).sigmoid())
+            return Prediction(
+                value, None if self.nonzero is None else (self.nonzero(query) * cell).sum(-1).float().sigmoid()
+            )
         if self.style == "concat query":
             joint = torch.cat([cell[cell_index], query.sigmoid()], -1)
         else:

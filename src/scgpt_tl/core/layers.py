@@ -103,7 +103,8 @@ class Block(nn.Module):
         return self.attn.maps(x if self.post else self.norm1(x), layout)
 
     def _add(self, x: Tensor, update: Tensor) -> Tensor:
-        return self.dropout(update).add_(x)  # in place: `update` is a fresh product
+        update = self.dropout(update)  # a fresh product, so that it may be written into
+        return update.add_(x) if update.dtype == x.dtype else x + update  # under autocast the stream stays float32
 
 
 class DomainNorm(nn.Module):

@@ -17,7 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from filelock import FileLock, Timeout
+
+from scgpt_tl._files import replacing
+from scgpt_tl.engine.devices import together
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -57,7 +61,7 @@ def claimed(folder: Path, run: dict[str, Any], *, resume: bool) -> Iterator[None
 def _claim(folder: Path, run: dict[str, Any], *, resume: bool) -> None:
     mark = folder / "run.json"
     if resume and mark.exists():
-        held = json.loads(mark.read_text())
+        held = _read_mark(mark)
         differ = sorted(key for key in run if held.get(key) != run[key])
         if differ:
             msg = (
@@ -70,8 +74,18 @@ def _claim(folder: Path, run: dict[str, Any], *, resume: bool) -> None:
             msg = f"{folder} is where checkpoints go, and it holds something else: move that, or give another out="
             raise FileExistsError(msg)
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps(run, indent=1))
+    if not mark.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(mark) as beside:
+            beside.write_text(json.dumps(run, indent=1))
+
+
+def _read_mark(mark: Path) -> dict[str, Any]:
+    try:
+        return json.loads(mark.read_text())
+    except ValueError as error:
+        msg = f"{mark} is damaged ({error}), so that nobody can tell whose run this is: resume=False starts anew"
+        raise ValueError(msg) from error
 
 
 def _differences(held: dict[str, Any], run: dict[str, Any], keys: list[str]) -> str:
@@ -96,18 +110,28 @@ def write(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
         It cannot be written; the one before it is as it was.
     """
     beside = path.with_name(f".{path.name}.part")
-    try:
-        fabric.save(beside, {**state, "format": _FORMAT})
-        if fabric.global_rank == 0:
-            with beside.open("rb+") as file:
-                os.fsync(file.fileno())
-            beside.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        beside.unlink(missing_ok=True)
-        kept = f"the one before it in {path.parent} is whole" if path.exists() else "there is none before it"
-        msg = f"the checkpoint could not be written ({error}); {kept}: make room, and repeat the call to go on"
-        raise OSError(msg) from error
-    fabric.barrier()
+    fabric.save(beside, {**state, "format": _FORMAT})
+    error: Exception | None = None
+    if fabric.global_rank == 0:
+        try:
+            _put(fabric, beside, path)
+        except (OSError, RuntimeError) as found:
+            beside.unlink(missing_ok=True)
+            kept = f"the one before it in {path.parent} is whole" if path.exists() else "there is none before it"
+            msg = f"the checkpoint could not be written ({found}); {kept}: make room, and repeat the call to go on"
+            error = OSError(msg)
+    together(fabric, error)
+
+
+def _put(fabric: Fabric, beside: Path, path: Path) -> None:
+    """From beside to its place, once it is on the disk."""
+    files: Any = fabric.strategy.checkpoint_io
+    failed, files.error = getattr(files, "error", None), None
+    if failed is not None:
+        raise failed
+    with beside.open("rb+") as file:
+        os.fsync(file.fileno())
+    beside.replace(path)
 
 
 def read(fabric: Fabric, path: Path, state: dict[str, Any]) -> dict[str, Any]:
@@ -119,6 +143,7 @@ def read(fabric: Fabric, path: Path, state: dict[str, Any]) -> dict[str, Any]:
         It is damaged, or another version of this package wrote it.
     """
     try:
+        torch.load(path, weights_only=True, mmap=True, map_location="cpu")  # whole, and tensors alone, by any strategy
         rest = fabric.load(path, state, weights_only=True)
     except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError, ValueError) as error:
         why = " ".join(str(error).split())[:300]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.csv_logs import CSVLogger
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.strategies.fsdp import FSDPStrategy
 from lightning.fabric.strategies.launchers.multiprocessing import _MultiProcessingLauncher
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
     from scgpt_tl.engine.config import TrainConfig
 
+_PATIENCE = timedelta(hours=12)  # one process may prepare a large corpus while the others wait
+
 #: Our word for how processes start -> Lightning's.
 _STARTS = {"ddp": "popen", "ddp_spawn": "spawn", "ddp_notebook": "fork"}
 
@@ -36,12 +40,15 @@ def fabric_for(train: TrainConfig, logs: Path) -> Fabric:
     Raises
     ------
     ValueError
-        A device that is not there.
+        A device that is not there, or one by its number where several are asked for.
     ImportError
         A logger whose package is not installed.
     """
     device = Compute(device=train.device).torch_device()
     cuda = device.type == "cuda"
+    if ":" in str(device) and train.devices > 1:
+        msg = f"device={train.device!r} is one device and devices={train.devices}: give device='cuda', or devices=1"
+        raise ValueError(msg)
     precision: Any = train.precision if train.precision != "auto" else "bf16-mixed" if cuda else "32-true"
     return Fabric(
         accelerator="cuda" if cuda else "cpu",
@@ -50,7 +57,24 @@ def fabric_for(train: TrainConfig, logs: Path) -> Fabric:
         strategy=_strategy(train),
         precision=precision,
         loggers=[_logger(name, logs) for name in train.loggers],
+        plugins=[PlainFiles()],
     )
+
+
+class PlainFiles(TorchCheckpointIO):
+    """Writes a checkpoint where it is told to; Lightning's own goes through memory and the system's temporary folder.
+
+    An error is kept for all processes to hear of (`together`): the others wait for this one.
+    """
+
+    error: Exception | None = None
+
+    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:  # noqa: ARG002
+        """Keeps the error of a full disk."""
+        try:
+            torch.save(checkpoint, path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            self.error = error
 
 
 def _strategy(train: TrainConfig) -> Any:
@@ -60,9 +84,9 @@ def _strategy(train: TrainConfig) -> Any:
             return "auto"
         name = "ddp"
     if name == "fsdp":
-        return FSDPStrategy(auto_wrap_policy={Block}, state_dict_type="full")
+        return FSDPStrategy(auto_wrap_policy={Block}, state_dict_type="full", timeout=_PATIENCE)
     start: Any = _STARTS[name]
-    return DDPStrategy(start_method=start)
+    return DDPStrategy(start_method=start, timeout=_PATIENCE)
 
 
 def _logger(name: str, folder: Path) -> Any:
@@ -89,12 +113,32 @@ def launch(fabric: Fabric, work: Callable[..., None], **options: Any) -> None:
         fabric.launch()
         work(fabric, **options)
         return
-    threads = os.environ.get("OMP_NUM_THREADS")
     try:
         fabric.launch(partial(work, **options))  # as one object: Lightning would look into arguments for modules
-    finally:  # Lightning sets it for its children
-        if threads is None:
-            os.environ.pop("OMP_NUM_THREADS", None)
+    except (KeyboardInterrupt, SystemExit):  # a signal that came to this process alone
+        for child in multiprocessing.active_children():
+            child.terminate()
+        for child in multiprocessing.active_children():
+            child.join()
+        raise
+
+
+def together(fabric: Fabric, error: BaseException | None) -> None:
+    """Raise the first process's error in every process: none is left waiting for it.
+
+    Raises
+    ------
+    BaseException
+        The error itself in the first process.
+    RuntimeError
+        What it said, in the others.
+    """
+    said = fabric.broadcast(None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    if said is not None:
+        msg = f"the first process stopped: {said}"
+        raise RuntimeError(msg)
 
 
 def unshare(network: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,10 @@ def finetune(
     seed: int = 0,
 ) -> Model:
     """Train `model` on; see `tl.scgpt_finetune`, which opens the data. The model itself is left as it is."""
+    norm, joined = model.config.input_norm, model.config.batch_in_heads
+    with_batches = recipe.needs_batches or norm == "domain" or joined
     labels = _names(source.labels for source in sources) if recipe.needs_labels else None
-    batches = _names(source.batches for source in sources) if recipe.needs_batches else None
+    batches = _names(source.batches for source in sources) if with_batches else None
     _check(recipe, labels, batches)
     adapted, fresh = adapt(model, recipe, labels=labels, batches=batches, seed=seed)
     if fresh:
@@ -44,6 +47,7 @@ def finetune(
     studies = [_study(source, adapted, train, seed) for source in sources]
     base = {"name": model.name, "sha256": model.sha256, "fresh": fresh}
     told = {"data": [source.manifest for source in sources], "base": base, "labels": labels, "batches": batches}
+    told["columns"] = [_digest(study) for study in studies]
     return carry_out(Job(adapted, studies, [], recipe, train, out, told, _card, seed, resume, overwrite))
 
 
@@ -115,12 +119,18 @@ def _codes(column: np.ndarray | None, names: Sequence[str] | None) -> np.ndarray
     if column is None or names is None:
         return None
     place = {name: i for i, name in enumerate(names)}
-    return np.array([place.get(str(value), -1) for value in column], np.int64)
+    return np.array([-1 if value is None else place.get(str(value), -1) for value in column], np.int64)
 
 
 def _study(source: Source, model: Model, train: TrainConfig, seed: int) -> Study:
     study = source.study(tokenizer_for(model, source.genes, train, seed))
     return replace(study, labels=_codes(source.labels, model.labels), batches=_codes(source.batches, model.batches))
+
+
+def _digest(study: Study) -> str:
+    """What the run knows of a study beside its counts: labels, batches, which column is which gene."""
+    parts = (study.labels, study.batches, study.tokenizer.column_ids)
+    return sha256(b"|".join(b"" if x is None else np.ascontiguousarray(x).tobytes() for x in parts)).hexdigest()
 
 
 def _check(recipe: Recipe, labels: list[str] | None, batches: list[str] | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,9 +37,9 @@ class Work:
 class Learner(nn.Module):
     """A network with what is asked of it, so that one `forward` holds a whole pass."""
 
-    def __init__(self, network: Network, recipe: Recipe):
+    def __init__(self, network: Network, recipe: Recipe, gather: Callable[[Tensor], Tensor] = lambda x: x):
         super().__init__()
-        self.network, self.recipe = network, recipe
+        self.network, self.recipe, self.gather = network, recipe, gather
 
     def forward(self, work: Work) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum of the objectives, and each of them."""
@@ -49,7 +50,7 @@ class Learner(nn.Module):
             step=work.step,
             counts=work.counts,
             share=work.share,
-            gather=devices.gather,
+            gather=self.gather,
         )
         return found.total, found.parts
 
@@ -66,12 +67,12 @@ def cut(fabric: Fabric, minibatch: Minibatch, *, step: int, tokens: int | None, 
     step
         Optimiser steps done.
     tokens
-        Most tokens of a pass, as far as single cells allow; None: all.
+        Most tokens of a pass (a longer cell goes alone); None: all.
     at_least
         Passes, as far as there are cells for them.
     """
     own = Counts.of(minibatch)
-    needed = math.ceil(minibatch.cells.n_tokens / tokens) if tokens else 1
+    needed = _passes(minibatch, tokens) if tokens else 1
     counts = Counts(*devices.summed(fabric, own.tokens, own.labelled, own.batched))
     most, fewest_cells = devices.largest(fabric, needed, -minibatch.n_cells)
     n = int(min(max(most, at_least), -fewest_cells))  # no pass is empty
@@ -81,6 +82,15 @@ def cut(fabric: Fabric, minibatch: Minibatch, *, step: int, tokens: int | None, 
     cells = np.array_split(np.arange(minibatch.n_cells), n)
     parts = (minibatch.take(torch.from_numpy(some).to(minibatch.target.device)) for some in cells)
     return [Work(part, counts, **options) for part in parts]
+
+
+def _passes(minibatch: Minibatch, tokens: int) -> int:
+    """How many, so that none holds more tokens."""
+    lengths = minibatch.cells.lengths.view(-1, minibatch.n_cells).sum(0).cpu().numpy()  # all views of each cell
+    n = min(math.ceil(lengths.sum() / tokens), len(lengths))
+    while n < len(lengths) and max(part.sum() for part in np.array_split(lengths, n)) > tokens:
+        n += 1
+    return n
 
 
 def seed_dropout(fabric: Fabric, seed: int, step: int, number: int) -> None:

@@ -17,6 +17,7 @@ from scgpt_tl.engine.start import start_from, svd_table
 from scgpt_tl.engine.study import Source, expressed
 from scgpt_tl.genes.vocab import GeneVocab
 from scgpt_tl.models.model import Model
+from scgpt_tl.pp._check import LEAST_SHARE
 
 if TYPE_CHECKING:
     from scgpt_tl.engine.config import TrainConfig
@@ -47,6 +48,9 @@ def pretrain(
     if size not in SIZES:
         msg = f"size={size!r} is unknown; give one of {', '.join(map(repr, SIZES))}"
         raise ValueError(msg)
+    if train.lora:
+        msg = f"lora={train.lora} would leave a new network's random weights as they are: it is for fine-tuning, give 0"
+        raise ValueError(msg)
     Compute(device=train.device).torch_device()  # a device that is not there is said now, not after the preparation
     vocab = _vocabulary(sources, min_cells)
     model = _untrained(vocab, size, recipe, seed)
@@ -54,6 +58,11 @@ def pretrain(
         [source.study(tokenizer_for(model, source.genes, train, seed)) for source in group]
         for group in (sources, validate)
     )
+    for study in others:
+        if (share := (study.tokenizer.column_ids >= 0).mean()) < LEAST_SHARE:
+            need = f"at least {LEAST_SHARE:.0%} are needed"
+            msg = f"validate: {share:.0%} of the genes of {study.name!r} are in the corpus, {need}"
+            raise ValueError(msg)
     start_from(model.backbone.genes.table.weight, svd_table(studies, model.config.d_model, seed=seed))
     told: dict[str, Any] = {"data": [source.manifest for source in sources], "size": size}
     told["validate"] = [source.manifest for source in validate]
@@ -82,6 +91,12 @@ def _untrained(vocab: GeneVocab, size: str, recipe: Recipe, seed: int) -> Model:
         return Model(config, vocab, Network(config))
 
 
+def _held_out(provenance: dict[str, Any]) -> str:
+    if others := provenance.get("validate"):
+        return f"{', '.join(study['name'] for study in others)}, which did not train, served"
+    return f"{provenance['train']['held_out']:.0%} of the cells were held out"
+
+
 def _card(name: str, provenance: dict[str, Any]) -> str:
     """MODEL_CARD.md, from what the run knows."""
     total = sum(study["cells"] for study in provenance["data"])
@@ -90,7 +105,7 @@ def _card(name: str, provenance: dict[str, Any]) -> str:
 A scGPT of size "{provenance["size"]}" pretrained by `scgpt_tl.tl.scgpt_pretrain` on {total:,} unlabelled cells:
 
 {data_card(provenance)}
-{provenance["train"]["held_out"]:.0%} of the cells were held out for the last column.
+{_held_out(provenance)} for the last column.
 
 ## Limits
 

@@ -24,8 +24,8 @@ class Progress:
     best: float = math.inf
     waited: int = 0
     """Epochs since the best."""
-    budget: int | None = None
-    """Tokens of a pass."""
+    limit: int | None = None
+    """Tokens of a pass, found when memory ran out."""
     world: int = 1
     """Processes."""
 

@@ -51,6 +51,18 @@ class Recipe:
             if name not in OBJECTIVES:
                 msg = f"recipe {self.name!r} asks for {name!r}; there are {', '.join(OBJECTIVES)}"
                 raise ValueError(msg)
+        if not all(0 <= ratio <= 1 for ratio in self.ratios):
+            msg = f"recipe {self.name!r} has ratios={self.ratios}; they are shares from 0 to 1"
+            raise ValueError(msg)
+        hidden = {"gep", "gep_zeros", "gepc", "gepc_zeros", "prompt"} & set(self.asked)
+        if self.corruption == "none" and hidden:
+            msg = (
+                f"recipe {self.name!r} hides nothing and asks for {', '.join(sorted(hidden))}: give another corruption"
+            )
+            raise ValueError(msg)
+        if self.corruption != "generative" and self.two_views:
+            msg = f"recipe {self.name!r}: 'contrast' needs corruption='generative', which makes its two views"
+            raise ValueError(msg)
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -95,6 +107,8 @@ class Counts:
     def of(cls, minibatch: Minibatch) -> Counts:
         """Those of one minibatch; `Counts(*sum)` of several."""
         cells = minibatch.cells
+        if minibatch.muted:
+            return cls(0.0, 0.0, 0.0)
         known = (0.0 if x is None else float((x >= 0).sum()) for x in (cells.label, cells.batch))
         return cls(float(minibatch.hidden.sum()), *known)
 
@@ -159,15 +173,19 @@ class Pass:
         again = self.network.backbone.encode(self.cells, at=self.at, cell_prompt=prompt)
         return self.squared_error(self.network.heads.gene_expression(again, self.cells, at=self.at))
 
+    def compared(self, cell: Tensor) -> Tensor:
+        """(B, D) cells of this device -> those of all devices."""
+        return self.gather(cell[:0] if self.minibatch.muted else cell)
+
     def views(self) -> tuple[Tensor, Tensor]:
         """The two views of each cell, those of all devices."""
         first, second = self.encoded.cell.chunk(2)
-        return self.gather(first), self.gather(second)
+        return self.compared(first), self.compared(second)
 
     def dropout_views(self) -> tuple[Tensor, Tensor]:
         """The same cells passed twice (CCE)."""
         again = self.network.backbone.encode(self.cells, cell_only=True)
-        return self.gather(self.encoded.cell), self.gather(again.cell)
+        return self.compared(self.encoded.cell), self.compared(again.cell)
 
     def classes(self) -> Tensor:
         """CLS."""
@@ -197,7 +215,7 @@ OBJECTIVES: dict[str, Objective] = {
     "gepc_zeros": Objective(lambda p: p.zeros(p.from_cell), "gepc"),
     "prompt": Objective(Pass.prompted, "gep"),
     "ecs": Objective(
-        lambda p: objectives.elastic_similarity(p.gather(p.encoded.cell), p.recipe.ecs_threshold), pairs=True
+        lambda p: objectives.elastic_similarity(p.compared(p.encoded.cell), p.recipe.ecs_threshold), pairs=True
     ),
     "cce": Objective(lambda p: objectives.contrast(*p.dropout_views()), pairs=True),
     "contrast": Objective(lambda p: objectives.view_contrast(*p.views(), p.recipe.temperature), pairs=True),
@@ -319,7 +337,8 @@ def losses(
         if name == "prompt" and step < recipe.prompt_after:
             continue
         objective = OBJECTIVES[name]
-        parts[name] = objective.loss(at) * share if objective.pairs else objective.loss(at)
+        weight = share if objective.pairs else float(not minibatch.muted)
+        parts[name] = objective.loss(at) * weight
     total = sum((recipe.weights[name] * part for name, part in parts.items()), minibatch.target.new_zeros(()))
     return Losses(total, parts)
 

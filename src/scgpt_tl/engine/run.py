@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,11 +83,11 @@ def carry_out(job: Job) -> Model:
 
 def _work(fabric: Fabric, job: Job) -> None:
     """What every process does."""
-    first = fabric.global_rank == 0
     if fabric.world_size > 1:
         devices.unshare(job.model.network)
-    with checkpoint.claimed(job.folder, job.run, resume=job.resume) if first else nullcontext():
-        fabric.barrier()
+    with ExitStack() as held:
+        claim = checkpoint.claimed(job.folder, job.run, resume=job.resume)
+        _alone(fabric, lambda: held.enter_context(claim))
         history = fit(
             fabric,
             job.model.network,
@@ -99,13 +99,27 @@ def _work(fabric: Fabric, job: Job) -> None:
             resume=job.resume,
             validate=job.validate,
         )
-        if first:
-            versions = {"scgpt_tl": scgpt_tl.__version__, "torch": str(torch.__version__)}
-            provenance = {**job.run, "history": history, **versions}
-            model = replace(job.model, network=_whole(job), name=job.out.name, provenance=provenance)
-            model.save(job.out, card=job.card(job.out.name, provenance), overwrite=job.overwrite)
-            shutil.rmtree(job.folder, ignore_errors=True)
-        fabric.barrier()
+        _alone(fabric, lambda: _save(job, history))
+
+
+def _alone(fabric: Fabric, work: Callable[[], object]) -> None:
+    """Done by the first process; if it fails, all of them stop."""
+    error: Exception | None = None
+    if fabric.global_rank == 0:
+        try:
+            work()
+        except Exception as found:  # noqa: BLE001 (raised again, in every process)
+            error = found
+    devices.together(fabric, error)
+
+
+def _save(job: Job, history: list[dict[str, float]]) -> None:
+    """The finished folder; checkpoints are no longer needed."""
+    versions = {"scgpt_tl": scgpt_tl.__version__, "torch": str(torch.__version__)}
+    provenance = {**job.run, "history": history, **versions}
+    model = replace(job.model, network=_whole(job), name=job.out.name, provenance=provenance)
+    model.save(job.out, card=job.card(job.out.name, provenance), overwrite=job.overwrite)
+    shutil.rmtree(job.folder, ignore_errors=True)
 
 
 def _whole(job: Job) -> Network:

@@ -88,6 +88,8 @@ class Source:
 
     def __post_init__(self) -> None:
         _check_weight(self.name, self.weight)
+        told = {"name": self.name, "cells": self.n_cells, "genes": len(self.genes)}
+        object.__setattr__(self, "manifest", told | self.manifest)
 
     @cached_property
     def matrix(self) -> LazyMatrix:

@@ -3,6 +3,7 @@
     plan of an epoch -> feed -> passes of a step -> losses -> gradients summed over passes and devices -> AdamW
 
 A step is the same whatever its passes and devices: sums over hidden positions are divided by one count for all of them.
+Cells are compared with those of the same pass, from all devices; a norm per batch (DSBN) sees one pass of one device.
 What a step draws (dropout) follows (seed, step, device, pass) alone, so that a run which was cut off anywhere goes on
 bit for bit.
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +83,7 @@ def fit(
     OSError
         A checkpoint could not be written.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []):
         tune.leave_out(network, recipe)
         tune.freeze(network, train.freeze)
         with tune.adapters(network, train.lora, seed=seed):
@@ -113,12 +115,16 @@ class _Fit:
         self.plan = Plan(studies, **options, held_out=0.0 if validate else train.held_out, training=True)
         held_out = Plan(self.others, **options, held_out=1.0 if validate else train.held_out, training=False)
         self.held_out = held_out.epoch(0)
+        self._refuse_nothing(train)
         self.steps = sum(len(self.plan.epoch(number)) for number in range(train.epochs))
-        self.progress = Progress(budget=budget(network, train, recipe), world=fabric.world_size)
+        self.progress = Progress(world=fabric.world_size)
+        self.budget = budget(network, train, recipe)
         network.backbone.recompute = train.checkpointing
         if train.compile:
             network.backbone.compile_blocks()
-        self.module: Any = fabric.setup_module(Learner(network, recipe))
+        self.module: Any = fabric.setup_module(
+            Learner(network, recipe, devices.gather if fabric.world_size > 1 else lambda x: x)
+        )
         learned = [p for p in self.module.parameters() if p.requires_grad]
         self._precision: Any = fabric.strategy.precision
         self._scaled = self._precision.precision == "16-mixed"
@@ -127,15 +133,29 @@ class _Fit:
             torch.optim.AdamW(learned, lr=train.learning_rate, weight_decay=train.weight_decay, fused=not self._scaled)
         )
 
+    def _refuse_nothing(self, train: TrainConfig) -> None:
+        """Refuse a run without a step, and one that waits for a held-out loss that never comes."""
+        if not len(self.plan.epoch(0)):
+            msg = f"no cell is left to train on with held_out={train.held_out}: give more cells, or held_out=0"
+            raise ValueError(msg)
+        if train.patience and not len(self.held_out):
+            msg = (
+                f"patience={train.patience} needs a held-out loss, and no cell is held out: raise held_out, or validate"
+            )
+            raise ValueError(msg)
+        if train.keep == "best" and not len(self.held_out):
+            logger.warning("keep='best' without held-out cells: the last epoch is kept")
+
     def run(self, *, resume: bool) -> list[dict[str, float]]:
         """All epochs that are left."""
-        if resume and (self.folder / checkpoint.LAST).exists():
+        if self.fabric.broadcast(resume and (self.folder / checkpoint.LAST).exists()):  # one disk, many views of it
             self._load()
         with Stop() as stop:
             while self.progress.epoch < self.train.epochs and not self._patience_is_over():
                 self._train_epoch(stop)
                 self._end_epoch()
-        if self.train.keep == "best" and (best := self.folder / checkpoint.BEST).exists():
+        best = self.folder / checkpoint.BEST
+        if self.train.keep == "best" and self.fabric.broadcast(best.exists()):
             checkpoint.read(self.fabric, best, {"module": self.module})
         return self.progress.history
 
@@ -144,10 +164,11 @@ class _Fit:
         done, epoch = self.progress, self.plan.epoch(self.progress.epoch)
         self.module.train()
         silent = not self.train.progress or self.fabric.global_rank > 0
-        with tqdm(total=epoch.n_cells, unit="cell", disable=silent, smoothing=0.1) as bar:
+        bar = tqdm(total=epoch.n_cells, unit="cell", disable=silent, smoothing=0.1)
+        with bar, closing(self._feed(epoch, self.studies, start=done.position)) as feed:
             bar.set_description(f"epoch {done.epoch + 1}/{self.train.epochs}")
-            bar.update(sum(len(draw.rows) for draw in epoch.draws[: done.position]))
-            for draw, minibatch in self._feed(epoch, self.studies, start=done.position):
+            bar.update(int(done.sums.get("cells", 0)))
+            for draw, minibatch in feed:
                 parts = self._step(draw, minibatch)
                 (cells,) = devices.summed(self.fabric, draw.weight * len(draw.rows))
                 done.add({f"train/{name}": value for name, value in parts.items()}, int(cells))
@@ -171,12 +192,9 @@ class _Fit:
                 break
             except torch.OutOfMemoryError:
                 self._halve(minibatch)
-        norm = 0.0
-        if self.train.clip:
-            found: Any = self.fabric.clip_gradients(
-                self.module, self.optimizer, max_norm=self.train.clip, error_if_nonfinite=False
-            )
-            norm = 0.0 if self._scaled else float(found)  # the scaler skips a step that overflows
+        most = self.train.clip or math.inf
+        norm: Any = self.fabric.clip_gradients(self.module, self.optimizer, max_norm=most, error_if_nonfinite=False)
+        norm = 0.0 if self._scaled else float(norm)  # the scaler skips a step that overflows
         if not math.isfinite(parts["loss"] + norm):
             self._refuse(draw, parts)
         self.optimizer.step()
@@ -198,18 +216,19 @@ class _Fit:
 
     def _cut(self, minibatch: Minibatch) -> list[Work]:
         done = self.progress
-        return cut(self.fabric, minibatch, step=done.step, tokens=done.budget, at_least=self.train.accumulate)
+        tokens = min((n for n in (self.budget, done.limit) if n), default=None)
+        return cut(self.fabric, minibatch, step=done.step, tokens=tokens, at_least=self.train.accumulate)
 
     def _halve(self, minibatch: Minibatch) -> None:
         """Fewer tokens in a pass, or the error again where that cannot help."""
-        tokens = self.progress.budget or minibatch.cells.n_tokens
+        tokens = min(n for n in (self.progress.limit, self.budget, minibatch.cells.n_tokens) if n)
         if self.fabric.world_size > 1 or minibatch.n_cells == 1 or tokens <= int(minibatch.cells.lengths.max()):
             raise  # the error that is being handled
         torch.cuda.empty_cache()
-        self.progress.budget = tokens // 2
+        self.progress.limit = tokens // 2
         logger.warning(
             "out of memory: going on with max_tokens=%d; the run is no longer bit-equal to one with more memory",
-            self.progress.budget,
+            self.progress.limit,
         )
 
     def _refuse(self, draw: Draw, parts: dict[str, float]) -> None:
@@ -217,14 +236,15 @@ class _Fit:
         rows = ", ".join(map(str, draw.rows[:8].tolist())) + (" ..." if len(draw.rows) > 8 else "")
         shown = ", ".join(f"{name} {value:.4g}" for name, value in parts.items())
         msg = (
-            f"the loss is no number at step {self.progress.step} ({shown}), on cells {rows} of {study!r}: the last "
-            f"checkpoint in {self.folder} is from before; a lower learning_rate or clip may help, or '32-true'"
+            f"the loss is no number at step {self.progress.step} ({shown}), on cells {rows} of {study!r}; a checkpoint "
+            f"in {self.folder} is from before. A lower learning_rate or clip may help, which makes another run "
+            "(resume=False), or precision='32-true', with which this one goes on"
         )
         raise FloatingPointError(msg)
 
     # ---- data
 
-    def _feed(self, epoch: Epoch, studies: list[Study], *, start: int = 0) -> Iterator[tuple[Draw, Minibatch]]:
+    def _feed(self, epoch: Epoch, studies: list[Study], *, start: int = 0) -> Generator[tuple[Draw, Minibatch]]:
         shards = {"rank": self.fabric.global_rank, "world": self.fabric.world_size}
         return feed(epoch, studies, self._prepare, start=start, **shards)
 
@@ -242,7 +262,7 @@ class _Fit:
             seed=self.seed,
             epoch=draw.epoch,
         )
-        return made if draw.weight else made.muted()
+        return made if draw.weight else made.mute()
 
     # ---- epochs
 
@@ -250,6 +270,8 @@ class _Fit:
         done = self.progress
         found = done.means() | self._held_out()
         self.fabric.log_dict(found, step=done.step)
+        for each in self.fabric.loggers:
+            each.save()  # a run may end at any moment
         if done.end_epoch(found) and self.train.keep == "best":
             checkpoint.write(self.fabric, self.folder / checkpoint.BEST, {"module": self.module})
         self._save()
@@ -261,16 +283,20 @@ class _Fit:
             return {}
         seen = Progress()
         self.module.eval()
-        for draw, minibatch in self._feed(self.held_out, self.others):
-            found = dict.fromkeys(("loss", *self.recipe.asked), 0.0)
-            for work in self._cut(minibatch.to(self.fabric.device)):
-                work.step = max(work.step, self.recipe.prompt_after)  # all that is asked
-                total, each = self.module(work)
-                for name, value in {"loss": total, **each}.items():
-                    found[name] += float(value)
-            cells, *sums = devices.summed(self.fabric, draw.weight * len(draw.rows), *found.values())
-            seen.add({f"held_out/{name}": x for name, x in zip(found, sums, strict=True)}, int(cells))
+        with closing(self._feed(self.held_out, self.others)) as feed:
+            for draw, minibatch in feed:
+                self._add_held_out(seen, draw, minibatch)
         return seen.means()
+
+    def _add_held_out(self, seen: Progress, draw: Draw, minibatch: Minibatch) -> None:
+        found = dict.fromkeys(("loss", *self.recipe.asked), 0.0)
+        for work in self._cut(minibatch.to(self.fabric.device)):
+            work.step = max(work.step, self.recipe.prompt_after)  # all that is asked
+            total, each = self.module(work)
+            for name, value in {"loss": total, **each}.items():
+                found[name] += float(value)
+        cells, *sums = devices.summed(self.fabric, draw.weight * len(draw.rows), *found.values())
+        seen.add({f"held_out/{name}": x for name, x in zip(found, sums, strict=True)}, int(cells))
 
     def _patience_is_over(self) -> bool:
         return 0 < self.train.patience <= self.progress.waited
@@ -278,26 +304,27 @@ class _Fit:
     # ---- going on
 
     def _save(self) -> None:
-        checkpoint.write(self.fabric, self.folder / checkpoint.LAST, self._state() | {"progress": vars(self.progress)})
+        scaler = self._precision.scaler.state_dict() if self._scaled else {}
+        kept = {"progress": vars(self.progress), "scaler": scaler}
+        checkpoint.write(self.fabric, self.folder / checkpoint.LAST, self._state() | kept)
 
     def _load(self) -> None:
         path = self.folder / checkpoint.LAST
-        kept = checkpoint.read(self.fabric, path, self._state())["progress"]
-        world, allowed = self.fabric.world_size, self.progress.budget
-        self.progress = Progress(**kept)
+        kept = checkpoint.read(self.fabric, path, self._state())
+        world = self.fabric.world_size
+        self.progress = Progress(**kept["progress"])
+        if self._scaled and kept["scaler"]:
+            self._precision.scaler.load_state_dict(kept["scaler"])
         if self.progress.world != world:
             logger.warning(
                 "%s was written by %d processes and goes on with %d: losses stay the same, dropout does not, so the "
                 "run is no longer bit-equal to an unbroken one", path, self.progress.world, world,
             )  # fmt: skip
         self.progress.world = world
-        if allowed is not None:  # asked for anew; without that, what held last time
-            self.progress.budget = min(allowed, self.progress.budget or allowed)
         logger.info("going on from step %d of %s", self.progress.step, path)
 
     def _state(self) -> dict[str, Any]:
-        state = {"module": self.module, "optimizer": self.optimizer}
-        return state | {"scaler": self._precision.scaler} if self._scaled else state
+        return {"module": self.module, "optimizer": self.optimizer}
 
     def _stop_if_asked(self, stop: Stop) -> None:
         """Save and end when a signal has come to any process."""
@@ -307,3 +334,7 @@ class _Fit:
             self._save()
             msg = f"stopped and saved after step {self.progress.step}; the same call goes on from there"
             raise stop.error(msg)
+
+
+def _as_it_is(rows: torch.Tensor) -> torch.Tensor:
+    return rows

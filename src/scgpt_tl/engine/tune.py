@@ -54,6 +54,17 @@ def leave_out(network: Network, recipe: Recipe) -> None:
     heads = {name: module for name, module in network.heads.named_children() if name in HEADS}
     for name, module in heads.items():
         module.requires_grad_(name in recipe.heads)
+    with_zeros = any(name.endswith("_zeros") for name in recipe.asked)
+    expression = bool({"gep", "gepc"} & set(recipe.heads))
+    tables: list[tuple[nn.Module | None, bool]] = [
+        *((getattr(heads.get(name), "nonzero", None), with_zeros and name in recipe.heads) for name in ("gep", "gepc")),
+        *((table, expression) for table in (network.heads.batches, network.heads.modalities)),  # join these heads alone
+    ]
+    for table, learns in tables:
+        if table is not None:
+            table.requires_grad_(learns)
+    if network.backbone.conditions is not None:  # no recipe here shows conditions
+        network.backbone.conditions.requires_grad_(False)
     if network.backbone.flags is not None:
         network.backbone.flags.requires_grad_(recipe.corruption == "generative")
 

@@ -74,7 +74,7 @@ def scgpt_finetune(
     return finetune(
         sources,
         model=loaded,
-        out=Path(out),
+        out=Path(out).expanduser(),
         recipe=recipe_named(recipe),
         train=train or FINETUNE,
         resume=resume,

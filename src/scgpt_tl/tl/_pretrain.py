@@ -85,7 +85,7 @@ def scgpt_pretrain(
     """
     return pretrain(
         open_corpus(data),
-        out=Path(out),
+        out=Path(out).expanduser(),
         size=size,
         train=train or TrainConfig(),
         recipe=recipe_named(recipe),

@@ -78,7 +78,7 @@ class Stored:
         """Of a file; of a store's files in the order of their names; of the CSR arrays of what is in memory."""
         whole = sha256()
         if self.path is None:
-            for part in ("indices", "data"):
+            for part in ("indptr", "indices", "data"):
                 for _, block in self.matrix.blocks(_BLOCK):
                     whole.update(getattr(block, part).tobytes())
         elif self.path.is_file():

@@ -33,6 +33,8 @@ class Minibatch:
     hidden: Tensor
     """(T,) bool, positions whose value is asked for."""
     two_views: bool = False
+    muted: bool = False
+    """The cells are another process's, and nothing is asked of this one."""
 
     @property
     def n_cells(self) -> int:
@@ -46,12 +48,9 @@ class Minibatch:
         some, tokens = self.cells.take(cells)
         return replace(self, cells=some, target=self.target[tokens], hidden=self.hidden[tokens])
 
-    def muted(self) -> Minibatch:
+    def mute(self) -> Minibatch:
         """The same cells with nothing asked: for a process that has no cell of a step."""
-        off = {
-            name: torch.full_like(x, -1) for name in ("label", "batch") if (x := getattr(self.cells, name)) is not None
-        }
-        return replace(self, cells=replace(self.cells, **off), hidden=torch.zeros_like(self.hidden))
+        return replace(self, hidden=torch.zeros_like(self.hidden), muted=True)
 
     def to(self, device: torch.device | str) -> Minibatch:
         """The same on another device."""
@@ -126,18 +125,21 @@ def generative_split(
     )
     for second in other:
         cu = torch.cat([first.cu_seqlens, second.cu_seqlens[1:] + first.n_tokens])
-        names = ("gene_ids", "values", "known", "batch", "label", "depth")
+        names = ("gene_ids", "values", "known", "modality", "condition", "batch", "label", "depth")
         both = {n: torch.cat([x, getattr(second, n)]) for n in names if (x := getattr(first, n)) is not None}
         first = replace(first, **both, cu_seqlens=cu)
     return Minibatch(first, first.values, ~cast("Tensor", first.known), two_views=complement)
 
 
 def _arranged(batch: CellBatch, ids: Any, values: Any, order: Any, known: Any) -> CellBatch:
+    place = torch.from_numpy(order)
+    others = {name: x[place] for name in ("modality", "condition") if (x := getattr(batch, name)) is not None}
     return replace(
         batch,
         gene_ids=torch.from_numpy(ids[order]),
         values=torch.from_numpy(values[order]),
         known=torch.from_numpy(known),
+        **others,
     )
 
 
