@@ -89,7 +89,7 @@ def draw(rows: dict[str, dict[str, Any]]) -> None:
         ax.set(xscale="log", xlabel="cells of the corpus, equal cell-steps")
         ax.set_xticks(cells, [f"{n:,}" for n in cells])
         ax.minorticks_off()
-        ax.legend(frameon=False, fontsize=8)
+        ax.legend(frameon=False, fontsize=8, loc="center", bbox_to_anchor=(0.5, 0.6))
         ax.spines[["top", "right"]].set_visible(False)
     plt.savefig(DRAWN, dpi=110)
 
