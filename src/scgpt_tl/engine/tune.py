@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +15,6 @@ from scgpt_tl.engine.config import PARTS
 from scgpt_tl.models._weights import HEADS
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from scgpt_tl.core.scgpt import Network
     from scgpt_tl.engine.recipes import Recipe
 
@@ -138,7 +135,6 @@ def _inject(network: Network, rank: int, seed: int) -> None:
         msg = f"lora={rank} with every layer frozen: no adapter could learn; leave layers out of freeze, or set lora=0"
         raise ValueError(msg)
     config = peft.LoraConfig(r=rank, lora_alpha=_SCALE * rank, target_modules=targets)
-    config._register_custom_module({nn.Linear: _adapted_linear()})  # noqa: SLF001 - peft's documented door
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         peft.inject_adapter_in_model(config, blocks)  # and all else in the blocks is frozen
@@ -156,17 +152,3 @@ def merged(network: Network) -> Network:
     if hasattr(network.backbone.blocks, "peft_config"):
         del network.backbone.blocks.peft_config
     return network
-
-
-@cache
-def _adapted_linear() -> type[nn.Module]:
-    """peft's layer, whose `weight` is what its product uses: attention takes rows of it to project some tokens only."""
-    layers: Any = need("peft.tuners.lora", extra="lora")
-
-    class AdaptedLinear(layers.Linear):  # type: ignore[misc]
-        @property
-        def weight(self) -> Tensor:
-            base: Tensor = self.get_base_layer().weight
-            return base if self.merged else base + self.get_delta_weight("default")
-
-    return AdaptedLinear
