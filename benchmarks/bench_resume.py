@@ -85,7 +85,10 @@ def main() -> None:
             same = (out / "model.safetensors").read_bytes() == expected
             equal += same and killed
             steps.append({"seconds": moment, "killed": killed, "left": left, "equal": same})
-            print(f"{number + 1:2}: killed after {moment:.1f} s ({', '.join(left) or 'done'}): {same}", flush=True)
+            print(
+                f"{number + 1:2}: killed after {moment:.1f} s ({', '.join(left) or 'nothing saved yet'}): {same}",
+                flush=True,
+            )
             shutil.rmtree(out)
         report(
             "resume",

@@ -11,6 +11,7 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import json
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,6 +96,17 @@ def toy_rows() -> Callable[..., sparse.csr_matrix]:
         return sparse.csr_matrix(counts.astype(np.float32))
 
     return make
+
+
+@pytest.fixture
+def signals_heard() -> Iterator[None]:
+    """SIGINT and SIGTERM act as in a terminal: a test run in the background may have been told to ignore them."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import pytest
 from scgpt_tl.engine._stop import Stop
 
 
+@pytest.mark.usefixtures("signals_heard")
 def test_the_first_signal_is_noted_and_the_second_acts():
     before = signal.getsignal(signal.SIGINT)
     with Stop() as stop:
@@ -20,6 +21,16 @@ def test_the_first_signal_is_noted_and_the_second_acts():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.usefixtures("signals_heard")
+def test_what_is_ignored_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Stop() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
 
 
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])

@@ -224,6 +224,7 @@ def test_going_on_gives_the_same_weights_bit_for_bit(studies, unbroken, tmp_path
     assert [path.name for path in tmp_path.glob("*.ckpt*")] == ["last.ckpt"]
 
 
+@pytest.mark.usefixtures("signals_heard")
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_a_signal_finishes_the_step_and_saves(studies, unbroken, tmp_path: Path, monkeypatch, number, error):
     before = signal.getsignal(number)

@@ -11,7 +11,7 @@ from typing import Any
 class Stop:
     """While it is entered, the first signal is only noted in `signal`; a second one acts as it did before.
 
-    Outside of the main thread Python hands out no signals, and it does nothing.
+    Outside of the main thread Python hands out no signals, and it does nothing; a signal that is ignored stays ignored.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,8 @@ class Stop:
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+                if signal.getsignal(number) is not signal.SIG_IGN:  # a job in the background may not be meant
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(

@@ -58,15 +58,22 @@ def familiar_names(studies: Sequence[tuple[Sequence[str], Sequence[str]]]) -> di
     are, and `match_genes` finds a gene by any of its names. `studies` are pairs of canonical and written names.
     """
     spelled: defaultdict[str, set[str]] = defaultdict(set)
+    twice: set[str] = set()
     for names, written in studies:
+        twice |= {own for own, n in Counter(written).items() if n > 1}
         for name, own in zip(names, written, strict=True):
             spelled[name].add(own)
     single = {name: min(found) for name, found in spelled.items() if name and len(found) == 1}
-    uses = Counter(single.values())
+    uses = Counter(own for name, own in single.items() if own != name)
     return {
         name: own
         for name, own in single.items()
-        if own and own != name and not ensembl_id(own) and uses[own] == 1 and own not in spelled
+        if own
+        and own != name
+        and not ensembl_id(own)
+        and own not in twice
+        and uses[own] == 1
+        and spelled.get(own, {own}) == {own}  # else it is another gene's name
     }
 
 

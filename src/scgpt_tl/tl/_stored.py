@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import file_digest, sha256
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from anndata import AnnData
+    from scipy.sparse import csr_matrix
 
 _BLOCK = 4096  # rows looked at
 _VAR = (*KNOWN_COLUMNS, SLOTS.gene, SLOTS.gene_how)
@@ -78,15 +80,20 @@ class Stored:
         """Of a file; of a store's files in the order of their names; of the CSR arrays of what is in memory."""
         whole = sha256()
         if self.path is None:
-            for part in ("indptr", "indices", "data"):
+            for part in (_lengths, attrgetter("indices"), attrgetter("data")):
                 for _, block in self.matrix.blocks(_BLOCK):
-                    whole.update(getattr(block, part).tobytes())
+                    whole.update(part(block).tobytes())
         elif self.path.is_file():
             return _sha256(self.path)
         else:
             for file in sorted(file for file in self.path.rglob("*") if file.is_file()):
                 whole.update(f"{file.relative_to(self.path).as_posix()} {_sha256(file)}\n".encode())
         return whole.hexdigest()
+
+
+def _lengths(block: csr_matrix) -> np.ndarray:
+    """(n,) int64 values of each row, the same however rows are cut into blocks."""
+    return np.diff(block.indptr).astype(np.int64)
 
 
 def stored(item: AnnData | Path, name: str, *, thoroughly: bool = False) -> Stored:
