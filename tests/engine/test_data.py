@@ -19,8 +19,8 @@ from scipy import sparse
 
 from scgpt_tl._random import name_keys
 from scgpt_tl.engine import data
-from scgpt_tl.engine.data import Draw, Plan, Study, feed
-from scgpt_tl.engine.study import LazyMatrix
+from scgpt_tl.engine.data import Draw, Plan, feed
+from scgpt_tl.engine.study import LazyMatrix, Study
 from scgpt_tl.pp._blocks import Matrix, open_matrix
 from scgpt_tl.tokens.tokenize import TokenBlock, Tokenizer
 

@@ -10,8 +10,8 @@ import torch
 from scipy import sparse
 
 from scgpt_tl._random import name_keys
-from scgpt_tl.engine.data import Study
 from scgpt_tl.engine.start import _sample, start_from, svd_table
+from scgpt_tl.engine.study import Study
 from scgpt_tl.tokens.tokenize import Tokenizer
 
 KEYS = name_keys(f"gene{i}" for i in range(61))

@@ -14,7 +14,8 @@ from scipy import sparse
 
 from scgpt_tl import datasets
 from scgpt_tl._random import name_keys
-from scgpt_tl.engine.data import Plan, Source, Study, expressed, feed
+from scgpt_tl.engine.data import Plan, feed
+from scgpt_tl.engine.study import Source, Study, expressed
 from scgpt_tl.tl import _census
 from scgpt_tl.tl._corpus import open_corpus
 from scgpt_tl.tokens.tokenize import Tokenizer

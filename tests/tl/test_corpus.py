@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scgpt_tl.engine.data import Source, expressed
+from scgpt_tl.engine.study import Source, expressed
 from scgpt_tl.genes.table import GeneTable, hgnc_table
 from scgpt_tl.genes.vocab import GeneVocab
 from scgpt_tl.pp import harmonize_genes

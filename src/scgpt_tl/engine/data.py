@@ -23,14 +23,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from scgpt_tl._random import Purpose, mix_words, stream_key
-from scgpt_tl.engine.study import Source, Study, expressed
 
 if TYPE_CHECKING:
     from scipy import sparse
 
+    from scgpt_tl.engine.study import Study
     from scgpt_tl.tokens.tokenize import TokenBlock
-
-__all__ = ["Draw", "Epoch", "Plan", "Source", "Study", "expressed", "feed"]
 
 T = TypeVar("T")
 

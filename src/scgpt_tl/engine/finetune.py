@@ -48,7 +48,8 @@ def finetune(
     base = {"name": model.name, "sha256": model.sha256, "fresh": fresh}
     told = {"data": [source.manifest for source in sources], "base": base, "labels": labels, "batches": batches}
     told["columns"] = [_digest(study) for study in studies]
-    return carry_out(Job(adapted, studies, [], recipe, train, out, told, _card, seed, resume, overwrite))
+    how: dict[str, Any] = {"seed": seed, "resume": resume, "overwrite": overwrite}
+    return carry_out(Job(adapted, studies, [], recipe=recipe, train=train, out=out, told=told, card=_card, **how))
 
 
 def adapt(

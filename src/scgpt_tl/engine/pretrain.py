@@ -66,8 +66,8 @@ def pretrain(
     start_from(model.backbone.genes.table.weight, svd_table(studies, model.config.d_model, seed=seed))
     told: dict[str, Any] = {"data": [source.manifest for source in sources], "size": size}
     told["validate"] = [source.manifest for source in validate]
-    job = Job(model, studies, others, recipe, train, out, told, _card, seed, resume, overwrite)
-    return carry_out(job)
+    how: dict[str, Any] = {"seed": seed, "resume": resume, "overwrite": overwrite}
+    return carry_out(Job(model, studies, others, recipe=recipe, train=train, out=out, told=told, card=_card, **how))
 
 
 def _vocabulary(sources: Sequence[Source], min_cells: int) -> GeneVocab:

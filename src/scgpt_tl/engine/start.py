@@ -20,7 +20,7 @@ from scgpt_tl.tokens.tokenize import Tokenizer
 if TYPE_CHECKING:
     import torch
 
-    from scgpt_tl.engine.data import Study
+    from scgpt_tl.engine.study import Study
 
 _DENSE = 4_000_000  # cells x tokens below which the whole decomposition is quick
 _RAREST = 1e-3  # share of cells below which a gene gains no more weight
