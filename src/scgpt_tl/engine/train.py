@@ -164,10 +164,10 @@ class _Fit:
         done, epoch = self.progress, self.plan.epoch(self.progress.epoch)
         self.module.train()
         silent = not self.train.progress or self.fabric.global_rank > 0
-        bar = tqdm(total=epoch.n_cells, unit="cell", disable=silent, smoothing=0.1)
+        shown = int(done.sums.get("cells", 0))
+        bar = tqdm(total=epoch.n_cells, initial=shown, unit="cell", disable=silent, smoothing=0.1)
         with bar, closing(self._feed(epoch, self.studies, start=done.position)) as feed:
             bar.set_description(f"epoch {done.epoch + 1}/{self.train.epochs}")
-            bar.update(int(done.sums.get("cells", 0)))
             for draw, minibatch in feed:
                 parts = self._step(draw, minibatch)
                 (cells,) = devices.summed(self.fabric, draw.weight * len(draw.rows))
