@@ -280,6 +280,7 @@ def bin_csr(
         data = data.astype(np.float64)
 
     def work(rows: tuple[int, int]) -> None:
+        """Rows from the first to before the last, into `out`."""
         _bin_rows(indptr, indices, data, gene_keys, n_bins, ties == "spread", stream, rows, out)
 
     parts = _row_parts(indptr, n_threads)

@@ -144,6 +144,7 @@ class CsrFileReader(_FileReader):
         return build(data, indices, ends, n_columns=self.shape[1])
 
     def row_bytes(self) -> float:
+        """Of a row as it is stored, on average."""
         return self.mean_nonzeros() * (self.dtype.itemsize + self.indices.dtype.itemsize)
 
     def step(self, rows: int) -> int:
