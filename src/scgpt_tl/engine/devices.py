@@ -90,17 +90,14 @@ def _strategy(train: TrainConfig) -> Any:
 
 
 def _logger(name: str, folder: Path) -> Any:
-    if name in ("tensorboard", "csv"):
-        if name == "csv":
-            return CSVLogger(folder)
-        need("tensorboard")
-        return TensorBoardLogger(folder)
+    if name == "csv":
+        return CSVLogger(folder)
     need(name)
+    if name == "tensorboard":
+        return TensorBoardLogger(folder)
     from lightning.pytorch import loggers as others
 
-    if name == "wandb":
-        return others.WandbLogger(save_dir=folder)
-    return others.MLFlowLogger(save_dir=str(folder))
+    return others.WandbLogger(save_dir=folder) if name == "wandb" else others.MLFlowLogger(save_dir=str(folder))
 
 
 def launch(fabric: Fabric, work: Callable[..., None], **options: Any) -> None:
