@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -47,6 +48,31 @@ def test_one_process_gathers_nothing():
     fabric = devices.fabric_for(TrainConfig(device="cpu"), Path())
     assert devices.summed(fabric, 1.0, 2.0) == [1.0, 2.0]
     assert devices.largest(fabric, 3) == [3]
+
+
+class OneOfMany:
+    """A process of several, and what the first one said to all."""
+
+    def __init__(self, said: str | None = None):
+        self.said = said
+
+    def broadcast(self, own: str | None) -> str | None:
+        return own or self.said
+
+
+def test_an_error_of_the_first_process_is_heard_by_all():
+    devices.together(OneOfMany(), None)
+    full = OSError(28, "No space left on device")
+    with pytest.raises(OSError, match="No space left") as raised:
+        devices.together(OneOfMany(), full)
+    assert raised.value is full
+    with pytest.raises(RuntimeError, match="the first process stopped: OSError: full"):
+        devices.together(OneOfMany("OSError: full"), None)
+
+
+def test_one_device_by_its_number_is_not_several():
+    with pytest.raises(ValueError, match=r"device='cpu:0' is one device and devices=2"):
+        devices.fabric_for(TrainConfig(device="cpu:0", devices=2), Path())
 
 
 def test_two_processes_have_the_curve_of_one(tmp_path: Path, toy_cells):

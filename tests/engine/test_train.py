@@ -239,6 +239,19 @@ def test_a_signal_finishes_the_step_and_saves(studies, unbroken, tmp_path: Path,
     assert history == unbroken[1]
 
 
+def test_another_number_of_processes_is_said(studies, unbroken, tmp_path: Path, caplog):
+    run(studies, tmp_path, replace(TRAIN, epochs=1))
+    last = tmp_path / "last.ckpt"
+    kept = torch.load(last, weights_only=True)
+    kept["progress"]["world"] = 4
+    torch.save(kept, last)
+    with caplog.at_level(logging.WARNING):
+        _, history = run(studies, tmp_path, replace(TRAIN, epochs=1))
+    assert "was written by 4 processes and goes on with 1" in caplog.text
+    assert [h["epoch"] for h in history] == [0]
+    assert torch.load(last, weights_only=True)["progress"]["world"] == 4  # nothing was left to do, nothing was written
+
+
 def test_without_resume_it_starts_anew(studies, unbroken, tmp_path: Path):
     run(studies, tmp_path, replace(TRAIN, epochs=1))
     net, history = run(studies, tmp_path, resume=False)
