@@ -21,6 +21,16 @@ class Slots:
     gene_embedding: str = "scGPT"  # varm
     gene_context: str = "scGPT_context"  # varm: contextual gene embeddings per group
     run: str = "scgpt"  # uns: parameters of the run
+    # tl.scgpt_annotate
+    label: str = "scgpt_pred"  # obs, categorical; uns: classes, calibration, parameters
+    probability: str = "scgpt_probability"  # obs: of the called type, calibrated
+    probabilities: str = "scgpt_probabilities"  # obsm: of every type
+    # tl.scgpt_integrate
+    integrated: str = "X_scGPT_integrated"  # obsm
+    integration: str = "scgpt_integrated"  # uns
+    # tl.scgpt_map
+    mapped: str = "scgpt_mapped"  # obs, categorical; uns
+    mapped_probability: str = "scgpt_mapped_probability"  # obs
 
 
 SLOTS = Slots()
