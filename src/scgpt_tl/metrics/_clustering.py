@@ -18,6 +18,8 @@ import pandas as pd
 from scipy.sparse import csr_array, triu
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
 
+from scgpt_tl.metrics import _checks
+
 #: 0.1, 0.2 ... 2.0, as in S.5.3.
 RESOLUTIONS: tuple[float, ...] = tuple(round(0.1 * step, 1) for step in range(1, 21))
 
@@ -90,7 +92,7 @@ def asw_label(embedding: Any, labels: Any) -> float:
     ValueError
         With fewer than two labels, or as many labels as cells.
     """
-    points, codes, _ = _labelled(embedding, labels)
+    points, codes, _ = _checks.labelled(embedding, labels)
     return float((silhouette_score(points, codes) + 1) / 2)
 
 
@@ -116,7 +118,7 @@ def neighbour_graph(embedding: Any, *, n_neighbors: int = 15) -> csr_array:
     import anndata as ad
     import scanpy as sc
 
-    points = _checked(embedding)
+    points = _checks.points(embedding)
     holder = ad.AnnData(obs=pd.DataFrame(index=pd.RangeIndex(len(points)).astype(str)))
     holder.obsm["emb"] = points
     k = min(n_neighbors, len(points) - 1)
@@ -163,6 +165,7 @@ def cluster_scores(
     resolutions: Sequence[float] = RESOLUTIONS,
     n_neighbors: int = 15,
     seeds: Sequence[int] = (0,),
+    graph: Any = None,
 ) -> ClusterScores:
     """NMI, ARI and ASW of an embedding against known labels, as in S.5.3.
 
@@ -182,14 +185,20 @@ def cluster_scores(
         Neighbours in the graph.
     seeds
         Leiden seeds; medians over them are given.
+    graph
+        `(n, n)` neighbour graph of all cells, where it has been made; then no cell may lack a label.
 
     Raises
     ------
     ValueError
         On shapes that do not agree, values that are not finite, or fewer than two labels.
     """
-    points, codes, n_unlabelled = _labelled(embedding, labels)
-    graph = neighbour_graph(points, n_neighbors=n_neighbors)
+    points, codes, n_unlabelled = _checks.labelled(embedding, labels)
+    if graph is None:
+        graph = neighbour_graph(points, n_neighbors=n_neighbors)
+    elif n_unlabelled:
+        msg = f"{n_unlabelled} cells have no label: leave them out before the graph is made"
+        raise ValueError(msg)
     best = [_best(graph, codes, resolutions, seed) for seed in seeds]
     return ClusterScores(
         nmi=median(one[0] for one in best),
@@ -213,42 +222,8 @@ def _best(
     return float(scores[top]), rand, float(resolutions[top]), int(found[top].max()) + 1
 
 
-def _checked(embedding: Any) -> np.ndarray:
-    points = np.asarray(embedding)
-    if points.ndim != 2 or len(points) < 3:
-        msg = f"an embedding must have shape (cells, dimensions) with at least 3 cells, found {points.shape}"
-        raise ValueError(msg)
-    bad = int((~np.isfinite(points).all(axis=1)).sum())
-    if bad:
-        msg = f"{bad} of {len(points)} cells have NaN or infinite values in their embedding; leave them out"
-        raise ValueError(msg)
-    return points
-
-
-def _codes(labels: Any) -> tuple[np.ndarray, int]:
-    """Integer code of each label, -1 where it is missing, and how many labels there are."""
-    series = pd.Series(np.asarray(labels, dtype=object))
-    codes, names = pd.factorize(series.where(series.astype(str).str.strip() != ""))
-    return codes, len(names)
-
-
-def _labelled(embedding: Any, labels: Any) -> tuple[np.ndarray, np.ndarray, int]:
-    """Points and label codes of the cells that have a label, and the number that have none."""
-    points = _checked(embedding)
-    codes, n_labels = _codes(labels)
-    if len(codes) != len(points):
-        msg = f"{len(points)} cells in the embedding but {len(codes)} labels"
-        raise ValueError(msg)
-    kept = codes >= 0
-    if not 2 <= n_labels < kept.sum():
-        msg = f"{n_labels} distinct labels on {kept.sum()} labelled cells: at least 2 labels and more cells than labels"
-        msg += " are needed; is this the right column of .obs?"
-        raise ValueError(msg)
-    return points[kept], codes[kept], int((~kept).sum())
-
-
 def _paired(labels: Any, clusters: Any) -> tuple[np.ndarray, np.ndarray]:
-    codes, _ = _codes(labels)
+    codes, _ = _checks.codes(labels)
     found = np.asarray(clusters)
     if len(codes) != len(found):
         msg = f"{len(codes)} labels but {len(found)} cluster numbers"

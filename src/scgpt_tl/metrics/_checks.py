@@ -1,0 +1,83 @@
+"""What every score asks of its arrays: points that are finite, labels that may be missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+
+def points(embedding: Any) -> np.ndarray:
+    """An embedding as an array `(n, D)`, refused where it has no such shape or values that are not finite."""
+    found = np.asarray(embedding)
+    if found.ndim != 2 or len(found) < 3:
+        msg = f"an embedding must have shape (cells, dimensions) with at least 3 cells, found {found.shape}"
+        raise ValueError(msg)
+    bad = int((~np.isfinite(found).all(axis=1)).sum())
+    if bad:
+        msg = f"{bad} of {len(found)} cells have NaN or infinite values in their embedding; leave them out"
+        raise ValueError(msg)
+    return found
+
+
+def names(labels: Any) -> np.ndarray:
+    """Labels `(n,)` as an object array of str; None where one is missing (NaN, None, empty).
+
+    Whole numbers are written alike as int, float or str, so that a column that a missing value has turned into floats
+    still names the same classes.
+    """
+    values = np.asarray(labels, dtype=object)
+    if values.ndim != 1:
+        msg = f"labels must have shape (cells,), found {values.shape}"
+        raise ValueError(msg)
+    codes, distinct = pd.factorize(pd.Series(values, dtype=object))
+    spelled = np.array([_spelled(name) for name in distinct] + [None], dtype=object)  # the code -1 takes the last
+    return spelled[codes]
+
+
+def _spelled(name: Any) -> str | None:
+    whole = isinstance(name, float | np.floating) and float(name).is_integer()
+    text = str(int(name) if whole else name)
+    return text if text.strip() else None
+
+
+def codes(labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Code of each label `(n,)`, -1 where it is missing, and the names `(C,)` in sorted order."""
+    return pd.factorize(names(labels), sort=True)
+
+
+def labelled(embedding: Any, labels: Any, *, what: str = "labels") -> tuple[np.ndarray, np.ndarray, int]:
+    """Points and label codes of the cells that have a label, and the number that have none."""
+    found = points(embedding)
+    numbers, distinct = codes(labels)
+    same_length(len(found), numbers, what)
+    kept = numbers >= 0
+    if not 2 <= len(distinct) < kept.sum():
+        msg = f"{len(distinct)} distinct {what} on {kept.sum()} labelled cells: at least 2 {what} and more cells"
+        msg += f" than {what} are needed; is this the right column of .obs?"
+        raise ValueError(msg)
+    return found[kept], numbers[kept], int((~kept).sum())
+
+
+def both(embedding: Any, labels: Any, batches: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Points, type codes and batch codes of the cells that have a label and a batch, and the number of the others."""
+    found = points(embedding)
+    types, _ = codes(labels)
+    same_length(len(found), types, "labels")
+    same_length(len(found), batches, "batches")
+    if not (types >= 0).any():
+        msg = f"none of the {len(found)} cells has a label; is this the right column of .obs?"
+        raise ValueError(msg)
+    batch = names(batches)
+    batch[types < 0] = None
+    kept = pd.notna(batch)
+    found, numbers, n_left_out = labelled(found, batch, what="batches")
+    return found, types[kept], numbers, n_left_out
+
+
+def same_length(n_cells: int, values: Any, what: str, where: str = "the embedding") -> None:
+    """Refuse `values` that are not one per cell."""
+    if len(values) != n_cells:
+        msg = f"{n_cells} cells in {where} but {len(values)} {what}"
+        raise ValueError(msg)

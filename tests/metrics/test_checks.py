@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scgpt_tl.metrics import _checks
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["a", "", " ", None, np.nan, pd.NA], ["a", None, None, None, None, None]),
+        ([1, 2.0, 2.5, "3"], ["1", "2", "2.5", "3"]),
+        (np.array([1.0, np.nan]), ["1", None]),
+        (np.array([1, 10], np.int8), ["1", "10"]),
+        (pd.Categorical(["b", None, "a"]), ["b", None, "a"]),
+        (pd.Series([True, False]), ["True", "False"]),
+        ([np.inf], ["inf"]),
+        ([], []),
+    ],
+)
+def test_names(values, expected):
+    assert _checks.names(values).tolist() == expected
+
+
+def test_codes_are_sorted_and_missing_is_minus_one():
+    codes, names = _checks.codes(["b", None, "a", "b"])
+    assert codes.tolist() == [1, -1, 0, 1]
+    assert names.tolist() == ["a", "b"]
+
+
+def test_one_column_at_a_time():
+    with pytest.raises(ValueError, match=r"shape \(cells,\), found \(2, 1\)"):
+        _checks.names(pd.DataFrame({"a": [1, 2]}))
