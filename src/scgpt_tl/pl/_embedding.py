@@ -11,14 +11,12 @@ import pandas as pd
 from matplotlib import patheffects
 from matplotlib.lines import Line2D
 
+from scgpt_tl.pl._style import MARKERS, PALETTE
+
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-#: Okabe & Ito's colours, told apart by readers with any of the usual colour visions. With more groups than colours the
-#: marker changes as well, and each group's number stands on its cells, so no reading hangs on colour alone.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F", "#5B3A8E")
-MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 _NONE = "#C8C8C8"
 
 

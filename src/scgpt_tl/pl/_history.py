@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 from scgpt_tl.get import history_df
+from scgpt_tl.pl._style import LINES, PALETTE, one_axes
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
-_STYLES = ("-", "--", ":", "-.")
-_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+_POSITIONS = ("epoch", "step")
+_FEW = 30  # a curve of fewer points shows them
 
 
 def training_history(
@@ -25,6 +27,9 @@ def training_history(
     ax: Axes | None = None,
 ) -> Axes:
     """Draw losses over steps or epochs.
+
+    An objective has one colour; its loss on the cells trained on is a full line, on held-out cells a dashed one. Where
+    there is a loss on held-out cells, a ring marks its lowest point; `keep="best"` keeps the weights of that epoch.
 
     Parameters
     ----------
@@ -49,7 +54,7 @@ def training_history(
         Where nothing is left to draw.
     """
     table = history_df(data, key=key)
-    wanted = [name for name in table if table[name].notna().any()] if columns is None else list(columns)
+    wanted = _told(table) if columns is None else list(columns)
     unknown = [name for name in wanted if name not in table]
     if unknown:
         msg = f"the history has no {unknown}; there are {list(table.columns)}"
@@ -57,17 +62,44 @@ def training_history(
     if not wanted:
         msg = f"the history has no column with numbers; there are {list(table.columns)}"
         raise ValueError(msg)
-    if ax is None:
-        _, ax = plt.subplots(figsize=(6, 3.8), layout="constrained")
-    for number, name in enumerate(wanted):
+    ax = one_axes(ax, (6.4, 3.8))
+    for name, color, line in _looks(wanted):
         curve = table[name].dropna()  # a validation loss is not there at every step
-        style, color = _STYLES[number // len(_COLORS) % len(_STYLES)], _COLORS[number % len(_COLORS)]
-        ax.plot(
-            curve.index, curve, linestyle=style, color=color, marker="." if len(curve) < 30 else "", label=str(name)
-        )
+        marker = "." if len(curve) < _FEW else ""
+        ax.plot(curve.index, curve, linestyle=line, color=color, marker=marker, label=str(name))
+        if name == "held_out/loss" and len(curve):
+            ax.plot(
+                curve.idxmin(),
+                curve.min(),
+                marker="o",
+                ms=11,
+                mfc="none",
+                mec="black",
+                label="lowest on held-out cells",
+                linestyle="",
+            )
     ax.set(xlabel=str(table.index.name), ylabel="loss" if len(wanted) > 1 else str(wanted[0]))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     if logy:
         ax.set_yscale("log")
     if len(wanted) > 1:
-        ax.legend(frameon=False)
+        ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
+
+
+def _told(table: pd.DataFrame) -> list[str]:
+    """Columns with any number, but those that say where in the run a record is."""
+    return [name for name in table if table[name].notna().any() and name not in _POSITIONS]
+
+
+def _looks(names: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Colour by objective, line by the cells it was measured on; curves of an objective stand together."""
+    parts = {name: str(name).rpartition("/") for name in names}
+    objectives = list(dict.fromkeys(last for _, _, last in parts.values()))
+    places = sorted({first for first, _, _ in parts.values()}, key=lambda first: (first not in ("train", ""), first))
+    looks = []
+    for name in sorted(names, key=lambda name: (objectives.index(parts[name][2]), places.index(parts[name][0]))):
+        number, place = objectives.index(parts[name][2]), places.index(parts[name][0])
+        line = LINES[(place + 2 * (number // len(PALETTE))) % len(LINES)]
+        looks.append((name, PALETTE[number % len(PALETTE)], line))
+    return looks
