@@ -12,18 +12,23 @@ from scgpt_tl.genes.bundle import kind_of
 
 
 @contextmanager
-def written_beside(folder: str | Path, *, overwrite: bool) -> Iterator[Path]:
+def written_beside(
+    folder: str | Path, *, overwrite: bool, mark: str | None = None, what: str = "model"
+) -> Iterator[Path]:
     """Give an empty folder beside `folder` to write in, and rename it when the block ends well.
+
+    `mark` is the file by which a folder of another kind than a model is known, `what` what it is called.
 
     Raises
     ------
     FileExistsError
-        `folder` holds a model and `overwrite` is off, or it holds something else; before anything is written.
+        `folder` holds a model (or what `mark` tells) and `overwrite` is off, or it holds something else; before
+        anything is written.
     OSError
         The place cannot be written; what was there before is as it was.
     """
     target = Path(folder).expanduser().absolute()
-    _refuse_taken(target, overwrite=overwrite)
+    _refuse_taken(target, mark, what, overwrite=overwrite)
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -38,17 +43,17 @@ def written_beside(folder: str | Path, *, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _refuse_taken(target: Path, *, overwrite: bool) -> None:
+def _refuse_taken(target: Path, mark: str | None, what: str, *, overwrite: bool) -> None:
     if target.is_file():
         msg = f"{target} is a file; give a folder, which is made where it does not exist"
         raise FileExistsError(msg)
     if not target.is_dir() or not any(target.iterdir()):
         return
-    if kind_of(target) is None:
-        msg = f"{target} holds files that are no model; give a new or an empty folder"
+    if not (kind_of(target) is not None if mark is None else (target / mark).is_file()):
+        msg = f"{target} holds files that are no {what}; give a new or an empty folder"
         raise FileExistsError(msg)
     if not overwrite:
-        msg = f"{target} holds a model already; give another folder, or overwrite=True to replace it"
+        msg = f"{target} holds a {what} already; give another folder, or overwrite=True to replace it"
         raise FileExistsError(msg)
 
 

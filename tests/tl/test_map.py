@@ -1,0 +1,353 @@
+"""`tl.scgpt_map`: labels and places from a reference; folder or AnnData; the same cells; what is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from scgpt_tl import cli
+from scgpt_tl._slots import OWNER
+from scgpt_tl.models.model import load_model, with_random_weights
+from scgpt_tl.tl._build_reference import build_reference
+from scgpt_tl.tl._embed import scgpt_embed
+from scgpt_tl.tl._map import scgpt_map
+
+MODEL = load_model(Path(__file__).parents[1] / "golden" / "tiny" / "ckpt")
+GENES = list(MODEL.vocab.genes[:60])
+
+
+def two_kinds(n: int, *, seed: int = 0, prefix: str = "c", genes: list[str] = GENES) -> ad.AnnData:
+    """Cells of two types that express different genes."""
+    rng = np.random.default_rng(seed)
+    kind = np.arange(n) % 2
+    on = np.where(kind[:, None] == np.arange(len(genes))[None] % 2, 0.7, 0.1)
+    x = (1 + rng.poisson(4, on.shape)) * (rng.random(on.shape) < on)
+    x[:, 0] += x.sum(axis=1) == 0
+    obs = pd.DataFrame({"kind": np.array(["odd", "even"])[kind]}, index=[f"{prefix}{i}" for i in range(n)])
+    return ad.AnnData(sparse.csr_matrix(x.astype(np.float32)), obs, pd.DataFrame(index=genes))
+
+
+def place(query: ad.AnnData, reference: Any, **options: Any) -> Any:
+    model = {} if isinstance(reference, (str, Path)) else {"model": MODEL}
+    if isinstance(reference, ad.AnnData):
+        model |= {"labels_key": "kind"}
+    return scgpt_map(query, reference, **(model | {"progress": False, "device": "cpu"} | options))
+
+
+def state(adata: ad.AnnData) -> tuple[list[str], ...]:
+    return tuple(sorted(getattr(adata, slot)) for slot in ("obs", "obsm", "varm", "uns"))
+
+
+@pytest.fixture
+def reference() -> ad.AnnData:
+    return two_kinds(60, prefix="r")
+
+
+@pytest.fixture
+def query() -> ad.AnnData:
+    return two_kinds(24, seed=1)
+
+
+@pytest.fixture
+def folder(reference: ad.AnnData, tmp_path: Path) -> Path:
+    return build_reference(reference, out=tmp_path / "ref", labels_key="kind", model=MODEL, progress=False)
+
+
+# ---- what is written
+
+
+def test_slots(query: ad.AnnData, reference: ad.AnnData):
+    before = reference.copy()
+    assert place(query, reference) is None
+    label = query.obs["scgpt_mapped"]
+    assert label.cat.categories.tolist() == ["even", "odd", "unknown"]
+    known = (label != "unknown").to_numpy()
+    assert known.mean() > 0.8
+    assert (label[known].astype(str) == query.obs["kind"][known]).all()
+    assert query.obs["scgpt_mapped_probability"].dtype == query.obs["scgpt_mapped_distance"].dtype == np.float32
+    assert query.obs["scgpt_mapped_probability"].between(0.5, 1).all()
+    near = query.obsm["scgpt_mapped_neighbors"]
+    assert (near.shape, near.dtype) == ((24, 15), np.int64)
+    told = query.uns["scgpt_mapped"]
+    assert told[OWNER] == "tl.scgpt_map"
+    assert told["classes"].tolist() == ["even", "odd"]
+    assert told["threshold"].shape == (2,)
+    assert (told["n_unknown"], told["n_same"]) == (int((~known).sum()), 0)
+    assert {"k", "index", "weights_sha256", "seed", "n_reference"} <= told["params"].keys()
+    assert state(reference) == state(before)
+
+
+def test_the_space_is_that_of_embed(query: ad.AnnData, reference: ad.AnnData, tmp_path: Path):
+    alone = query.copy()
+    scgpt_embed(alone, model=MODEL, progress=False, device="cpu")
+    scgpt_embed(reference, model=MODEL, progress=False, device="cpu")
+    place(query, reference)
+    np.testing.assert_array_equal(query.obsm["X_scGPT"], alone.obsm["X_scGPT"])
+    np.testing.assert_array_equal(query.varm["scGPT"], alone.varm["scGPT"])
+    assert query.uns["scgpt"].keys() == alone.uns["scgpt"].keys()
+    assert query.uns["scgpt"]["params"] == alone.uns["scgpt"]["params"]
+    far = 1 - alone.obsm["X_scGPT"].astype(np.float64) @ reference.obsm["X_scGPT"].astype(np.float64).T
+    near = np.argsort(far, axis=1, kind="stable")[:, :15]
+    np.testing.assert_array_equal(query.obsm["scgpt_mapped_neighbors"], near)
+    five = np.take_along_axis(far, near, axis=1)[:, :5].mean(axis=1)
+    np.testing.assert_allclose(query.obs["scgpt_mapped_distance"], five, atol=1e-6)
+    scgpt_embed(query, model=MODEL, progress=False, device="cpu")  # may be made anew
+    joint = ad.concat({"r": reference, "q": query}, label="side")
+    assert joint.obsm["X_scGPT"].shape == (84, 64)
+    query.write_h5ad(tmp_path / "q.h5ad")
+    again = ad.read_h5ad(tmp_path / "q.h5ad")
+    np.testing.assert_array_equal(again.uns["scgpt_mapped"]["threshold"], query.uns["scgpt_mapped"]["threshold"])
+
+
+def test_a_folder_answers_as_the_cells_do(query: ad.AnnData, reference: ad.AnnData, folder: Path):
+    other = query.copy()
+    place(query, reference)
+    place(other, folder)
+    pd.testing.assert_frame_equal(query.obs, other.obs)
+    np.testing.assert_array_equal(query.obsm["scgpt_mapped_neighbors"], other.obsm["scgpt_mapped_neighbors"])
+    assert other.uns["scgpt_mapped"]["params"]["reference"] == str(folder)
+    moved = folder.rename(folder.with_name("elsewhere"))
+    third = two_kinds(24, seed=1)
+    place(third, str(moved))
+    pd.testing.assert_frame_equal(third.obs, other.obs)
+
+
+def test_a_key_of_ones_own_and_a_copy(query: ad.AnnData, folder: Path):
+    query.obsm["X_scGPT"] = np.zeros((24, 2))  # somebody else's
+    before = state(query)
+    made = place(query, folder, key_added="x", copy=True, k=3)
+    assert state(query) == before
+    assert {"x", "x_probability", "x_distance"} <= set(made.obs)
+    assert (made.obsm["x"].shape, made.obsm["x_neighbors"].shape) == ((24, 64), (24, 3))
+    assert "scGPT" not in made.varm
+    assert made.obsm["X_scGPT"].shape == (24, 2)
+    place(made, folder, key_added="x")  # our own: may be written again
+
+
+def test_places_without_labels(query: ad.AnnData, reference: ad.AnnData):
+    place(query, reference)
+    place(query, reference, labels_key=None)
+    assert "scgpt_mapped" not in query.obs  # nothing of the run before stands beside this one
+    assert "scgpt_mapped_probability" not in query.obs
+    assert query.obs["scgpt_mapped_distance"].notna().all()
+    assert query.uns["scgpt_mapped"]["classes"].size == 0
+    assert query.uns["scgpt_mapped"]["threshold"].shape == (1,)
+
+
+# ---- who votes
+
+
+def test_cells_without_a_label_are_in_the_space_and_do_not_vote(query: ad.AnnData, reference: ad.AnnData):
+    labels = reference.obs["kind"].astype(object).to_numpy()
+    labels[:30] = None
+    reference.obs["kind"] = labels
+    place(query, reference)
+    assert query.obsm["scgpt_mapped_neighbors"].min() >= 30
+
+
+@pytest.mark.parametrize("change", [lambda x: x, lambda x: x / 7])
+def test_a_cell_of_the_reference_does_not_vote_for_itself(reference, folder, caplog, change: Callable[[Any], Any]):
+    query = reference[:20].copy()
+    query.X = change(query.X)
+    with caplog.at_level(logging.WARNING):
+        place(query, folder)
+    assert "20 of 20 cells of the query have the name of the cell of the reference that is nearest" in caplog.text
+    assert query.uns["scgpt_mapped"]["n_same"] == 20
+    assert not (query.obsm["scgpt_mapped_neighbors"] == np.arange(20)[:, None]).any()
+    assert (query.obs["scgpt_mapped_distance"] > 1e-4).all()
+
+
+def test_a_name_alone_is_no_cell(folder: Path, caplog: pytest.LogCaptureFixture):
+    query = two_kinds(24, seed=1, prefix="r")
+    others = query.copy()
+    others.obs_names = [f"r{(i + 1) % 24}" for i in range(24)]
+    with caplog.at_level(logging.WARNING):
+        for adata in (query, others):
+            place(adata, folder)
+    same = [adata.uns["scgpt_mapped"]["n_same"] for adata in (query, others)]
+    assert max(same) <= 2  # a chance in thirty of each: it is left out, though another cell
+    assert (others.obs["scgpt_mapped"].to_numpy(str) == query.obs["scgpt_mapped"].to_numpy(str)).all()
+
+
+def test_cells_unlike_the_reference_and_empty_ones_are_unknown(reference: ad.AnnData):
+    query = two_kinds(10, seed=1)
+    x = query.X.toarray()
+    x[8] = 0
+    x[9] = np.arange(60) < 3  # hardly a cell of either kind
+    query.X = sparse.csr_matrix(x)
+    place(query, reference)
+    assert query.obs["scgpt_mapped"].tolist()[8:] == ["unknown", "unknown"]
+    far = query.obs["scgpt_mapped_distance"]
+    assert far.iloc[9] > 2 * far.iloc[:8].median()
+
+
+def test_an_answer_does_not_depend_on_other_queries(query: ad.AnnData, folder: Path):
+    part = query[5:9].copy()
+    place(query, folder)
+    place(part, folder)
+    np.testing.assert_array_equal(part.obsm["scgpt_mapped_neighbors"], query.obsm["scgpt_mapped_neighbors"][5:9])
+    assert part.obs["scgpt_mapped"].tolist() == query.obs["scgpt_mapped"].tolist()[5:9]
+
+
+def test_an_index(query: ad.AnnData, folder: Path):
+    pytest.importorskip("faiss")
+    exact = place(query, folder, copy=True)
+    place(query, folder, index="approximate")
+    assert query.uns["scgpt_mapped"]["params"]["index"] == "faiss"
+    assert (query.obsm["scgpt_mapped_neighbors"] == exact.obsm["scgpt_mapped_neighbors"]).mean() > 0.95
+
+
+def test_a_query_on_disk(query: ad.AnnData, folder: Path, tmp_path: Path):
+    query.write_h5ad(tmp_path / "q.h5ad")
+    backed = ad.read_h5ad(tmp_path / "q.h5ad", backed="r")
+    place(query, folder)
+    place(backed, folder)
+    pd.testing.assert_frame_equal(backed.obs, query.obs)
+
+
+# ---- what is refused, with nothing written
+
+
+def refused(query: ad.AnnData, reference: Any, says: str, error: type = ValueError, **options: Any) -> None:
+    before = state(query)
+    with pytest.raises(error, match=says):
+        place(query, reference, **options)
+    assert state(query) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"labels_key": "kinds"}, KeyError, "labels_key='kinds' is not in .obs.*did you mean 'kind'"),
+        ({"k": 61}, ValueError, "k=61: the reference has 60 cells that can vote.*give 1 to 50"),
+        ({"k": 0}, ValueError, "k=0"),
+        ({"k": 2.5}, ValueError, "k=2.5"),
+        ({"index": "exakt"}, ValueError, "index='exakt' is unknown; did you mean 'exact'"),
+        ({"layer": "raw"}, ValueError, "layer 'raw' is not in"),
+        ({"label_key": "kind"}, TypeError, "did you mean 'labels_key'"),
+        ({"model": "no-such-model"}, FileNotFoundError, "neither a folder nor a known name"),
+    ],
+)
+def test_arguments_that_cannot_work(query, reference, options, error, says):
+    refused(query, reference, says, error, **options)
+
+
+def test_references_that_cannot_be_used(query: ad.AnnData, reference: ad.AnnData, tmp_path: Path):
+    refused(query, tmp_path / "absent", "is not there", FileNotFoundError)
+    (tmp_path / "x.h5ad").write_text("")
+    refused(query, tmp_path / "x.h5ad", r"is a file; read it: anndata\.read_h5ad")
+    refused(query, 3, "data is int", TypeError)
+    reference.obs["kind"] = "same"
+    refused(query, reference, "one type, 'same'; two or more")
+    reference.obs["kind"] = None
+    refused(query, reference, "no type at all")
+
+
+def test_a_query_that_cannot_be_placed(query: ad.AnnData, folder: Path):
+    refused(query[:0].copy(), folder, r"the data set is empty \(0 cells")
+    other = two_kinds(10, genes=list(MODEL.vocab.genes[60:120]))
+    refused(other, folder, r"share 0 genes of the model \(query: 60, reference: 60\)")
+    query.X = -query.X
+    refused(query, folder, "negative values")
+    with pytest.raises(TypeError, match="query is str"):
+        place("q.h5ad", folder)  # type: ignore[arg-type]
+
+
+def test_few_genes_in_common_are_said(folder: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        place(two_kinds(10, seed=1)[:, :25].copy(), folder)
+    assert "the query and the reference share 25 genes of the model (query: 25, reference: 60)" in caplog.text
+
+
+@pytest.mark.parametrize("slot", ["obs", "obsm", "uns", "X_scGPT"])
+def test_slots_of_others_are_left(query: ad.AnnData, folder: Path, slot: str):
+    if slot == "obs":
+        query.obs["scgpt_mapped"] = 1
+    elif slot == "obsm":
+        query.obsm["scgpt_mapped_neighbors"] = np.zeros((24, 2))
+    elif slot == "uns":
+        query.uns["scgpt_mapped"] = {"mine": 1}
+    else:
+        query.obsm["X_scGPT"] = np.zeros((24, 2))
+    refused(query, folder, "was not written by tl.scgpt_.*another key_added.*overwrite=True")
+    place(query, folder, overwrite=True)
+    assert query.obsm["X_scGPT"].shape == (24, 64)
+
+
+def test_a_reference_of_another_model(query: ad.AnnData, folder: Path):
+    refused(query, folder, "model='ckpt-random' is another", model=with_random_weights(MODEL))
+    refused(query, folder, "labels_key='x': the reference was built with 'kind'", labels_key="x")
+    place(query, folder, model=MODEL, labels_key="kind")
+    shutil.rmtree(folder / "model")
+    with_random_weights(MODEL).save(folder / "model")
+    refused(query, folder, "the model of that name here is another")
+    shutil.rmtree(folder / "model")
+    refused(query, folder, "model", FileNotFoundError)
+
+
+def test_a_reference_that_was_edited_or_half_copied(query: ad.AnnData, folder: Path):
+    head = folder / "reference.json"
+    held = json.loads(head.read_text())
+    held["about"]["classes"] = ["odd", "even"]
+    text = head.read_text()
+    head.write_text(json.dumps(held))
+    refused(query, folder, "was changed after it was written")
+    head.write_text(text.replace('"version": 1', '"version": 9'))
+    refused(query, folder, "a newer release is needed")
+    head.write_text(text)
+    (folder / "embedding-000.npy").unlink()
+    refused(query, folder, "lacks embedding-000.npy", FileNotFoundError)
+
+
+def test_an_error_at_the_end_writes_nothing(query: ad.AnnData, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    from scgpt_tl.tl import _map as module
+
+    def die(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = state(query)
+    for name in ("search", "_same_cells"):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, die)
+            with pytest.raises(KeyboardInterrupt):
+                place(query, folder)
+        assert state(query) == before
+
+
+# ---- from the command line
+
+
+def test_commands(query: ad.AnnData, reference: ad.AnnData, tmp_path: Path, capsys: pytest.CaptureFixture):
+    model = ["--model", str(Path(__file__).parents[1] / "golden" / "tiny" / "ckpt"), "--device", "cpu"]
+    for name, adata in (("q", query), ("r", reference), ("more", two_kinds(20, seed=2, prefix="m"))):
+        adata.write_h5ad(tmp_path / f"{name}.h5ad")
+    q, r, more, ref = (str(tmp_path / name) for name in ("q.h5ad", "r.h5ad", "more.h5ad", "ref"))
+    assert cli.main(["build-reference", r, "-o", ref, "--labels-key", "kind", *model]) == 0
+    assert cli.main(["map", q, "--reference", ref, "-o", str(tmp_path / "a.h5ad"), "--device", "cpu"]) == 0
+    said = ["--reference", r, "--labels-key", "kind", "-o", str(tmp_path / "b.h5ad"), *model]
+    assert cli.main(["map", q, *said]) == 0
+    a, b = ad.read_h5ad(tmp_path / "a.h5ad"), ad.read_h5ad(tmp_path / "b.h5ad")
+    pd.testing.assert_frame_equal(a.obs, b.obs)
+    assert {"X_scGPT", "scgpt_mapped_neighbors"} <= set(a.obsm)
+    assert {"scgpt", "scgpt_mapped"} <= set(a.uns)
+    assert "scGPT" in a.varm
+    assert (a.X != query.X).nnz == 0
+    assert cli.main(["build-reference", more, "-o", ref, "--append", "--device", "cpu"]) == 0
+    out = str(tmp_path / "c.h5ad")
+    assert cli.main(["map", q, "--reference", ref, "-o", out, "--key-added", "x", "--k", "5", "--device", "cpu"]) == 0
+    c = ad.read_h5ad(out)
+    assert c.obsm["x_neighbors"].shape == (24, 5)
+    assert c.uns["x"]["params"]["n_reference"] == 80
+    assert "cells, " in capsys.readouterr().out
+    assert cli.main(["map", q, "--reference", str(tmp_path / "no"), "-o", str(tmp_path / "d.h5ad")]) == 1
+    assert "is not there" in capsys.readouterr().err
