@@ -94,7 +94,7 @@ def test_embedding_alone_as_npy_and_zarr(stored, calls, tmp_path):
 def test_zarr_input_is_not_read_whole(stored, calls, tmp_path):
     store = tmp_path / "cells.zarr"
     ad.read_h5ad(stored).write_zarr(store)
-    opened = cli._open(store, "raw")
+    opened = cli.open_data(store, "raw")
     assert "CSRDataset" in type(opened.X).__name__
     assert "CSRDataset" in type(opened.layers["raw"]).__name__
     assert cli.main(["embed", str(store), "--out", str(tmp_path / "o.h5ad")]) == 0

@@ -105,9 +105,10 @@ def test_finetune_hands_over(calls, corpus, capsys):
     assert cli.main(["finetune", one, "--model", "pbmc-mini", "--out", "m"]) == 0
     expected = {"out": Path("m"), "model": "pbmc-mini", "train": FINETUNE, "resume": True, "rng": 0}
     assert calls[0] == ("scgpt_finetune", corpus[0], expected)
-    more = ["--recipe", "annotation", "--labels-key", "type", "--batch-key", "lane"]
+    more = ["--recipe", "annotation", "--labels-key", "type", "--batch-key", "lane", "--overwrite"]
     assert cli.main(["finetune", one, "--model", "pbmc-mini", "--out", "m", *more]) == 0
-    assert calls[1][2] == {**expected, "recipe": "annotation", "labels_key": "type", "batch_key": "lane"}
+    given = {"recipe": "annotation", "labels_key": "type", "batch_key": "lane", "overwrite": True}
+    assert calls[1][2] == {**expected, **given}
 
 
 def test_a_corpus_with_options_of_its_own_is_opened_here(calls, corpus, tiny, monkeypatch, capsys):

@@ -205,3 +205,51 @@ def test_counts_and_probabilities_keep_their_digits_in_half_precision():
     found = objectives.zero_likelihood(p, torch.ones(1000), torch.ones(1000, dtype=torch.bool))
     assert found.dtype == torch.float32
     assert float(found) == pytest.approx(-np.log(0.75), rel=1e-6)
+
+
+# ---- class weights
+
+
+def test_class_weights_are_the_printed_equation():
+    """scFoundation, "Cell type annotation": B_i = max(max A / A_i, 50), w_i = B_i / sum B."""
+    counts = [1000, 100, 10, 4]
+    printed = [50, 50, 100, 250]
+    found = objectives.class_weights(counts)
+    assert [w / sum(found) for w in found] == pytest.approx([b / sum(printed) for b in printed])
+    assert sum(w * n for w, n in zip(found, counts, strict=True)) / sum(counts) == pytest.approx(1)
+
+
+def test_class_weights_are_equal_up_to_fifty_to_one():
+    assert objectives.class_weights([5000, 100, 3000]) == pytest.approx((1, 1, 1))
+    assert objectives.class_weights([5001, 100])[1] > 1
+
+
+@pytest.mark.parametrize("counts", [[], [3, 0]])
+def test_a_class_without_a_cell_has_no_weight(counts: list[int]):
+    with pytest.raises(ValueError, match="every class needs a cell"):
+        objectives.class_weights(counts)
+
+
+def test_kin_contrast_is_its_formula():
+    """Khosla et al. 2020, equation 2, with partners from other batches only."""
+    torch.manual_seed(0)
+    cell = torch.randn(9, 5)
+    kin, batch = torch.tensor([0, 0, 0, 1, 1, -1, -1, 2, 2]), torch.tensor([0, 1, 1, 0, 1, 0, 1, 0, 0])
+    centred = (cell - cell.mean(0)).numpy()
+    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    each = []
+    for i in range(9):
+        partners = [p for p in range(9) if kin[p] == kin[i] >= 0 and batch[p] != batch[i]]
+        others = np.log(sum(np.exp(unit[i] @ unit[j] / 0.2) for j in range(9) if j != i))
+        if partners:
+            each.append(np.mean([others - unit[i] @ unit[p] / 0.2 for p in partners]))
+    assert len(each) == 5
+    assert float(objectives.kin_contrast(cell, kin, batch, 0.2)) == pytest.approx(np.mean(each), rel=1e-5)
+
+
+def test_kin_contrast_without_partners_asks_nothing():
+    cell = torch.randn(4, 5, requires_grad=True)
+    found = objectives.kin_contrast(cell, torch.tensor([0, 0, 1, 1]), torch.zeros(4, dtype=torch.long))
+    found.backward()
+    assert found.item() == 0
+    assert torch.equal(cell.grad, torch.zeros(4, 5))

@@ -123,7 +123,8 @@ def test_public_functions_have_scanpy_manners(room: str, name: str):
     arguments = list(inspect.signature(function).parameters.values())
     positional = [a for a in arguments if a.kind is not a.KEYWORD_ONLY]
     assert len(positional) <= 3
-    manners = {"overwrite", "copy"}  # every function of tl and pp has them and means the same by them: read once
+    # functions of tl and pp that have these mean the same by them: read once
+    manners = {"overwrite", "copy", "layer", "key_added", "return_model", "rng"}
     assert len([a for a in arguments if a.name not in manners]) <= 10
     assert [a.name for a in positional if a.default is not a.empty and a.name != "model"] == []
     assert [a.name for a in arguments if a.kind is a.KEYWORD_ONLY and a.name not in doc] == []

@@ -40,6 +40,7 @@ def add_finetune(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--recipe", help="what to ask: generative (default), masked, integration, annotation ...")
     add("--labels-key", help="column of obs with cell types")
     add("--batch-key", help="column of obs with batches")
+    add("--overwrite", action="store_true", help="replace the model that --out holds")
     add("--preset", choices=PRESETS, help="training options for a card of this size, for the 51 M model")
     _add_training(commands.choices["finetune"], FINETUNE)
     commands.choices["finetune"].set_defaults(run=_finetune)
@@ -108,7 +109,7 @@ def _pretrain(args: argparse.Namespace) -> None:
 
 
 def _finetune(args: argparse.Namespace) -> None:
-    names = ("model", "recipe", "labels_key", "batch_key")
+    names = ("model", "recipe", "labels_key", "batch_key", "overwrite")
     _train("scgpt_finetune", args, {name: getattr(args, name) for name in names})
 
 

@@ -31,9 +31,14 @@ class Slots:
     # tl.scgpt_map
     mapped: str = "scgpt_mapped"  # obs, categorical; uns
     mapped_probability: str = "scgpt_mapped_probability"  # obs
+    mapped_distance: str = "scgpt_mapped_distance"  # obs: mean of the five nearest cells of the reference
+    mapped_neighbors: str = "scgpt_mapped_neighbors"  # obsm: rows of the reference
 
 
 SLOTS = Slots()
+
+#: The call of a cell that no known type fits well enough.
+UNKNOWN = "unknown"
 
 #: `.uns[key][OWNER]` marks a result as ours; only such a result may be overwritten without being asked.
 OWNER = "scgpt_tl"

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scgpt_tl import __version__
+from scgpt_tl._cli_tasks import add_annotate, add_build_reference, add_integrate, add_map, open_data
 from scgpt_tl._cli_train import add_finetune, add_pretrain, rank
 from scgpt_tl._files import check_target, replacing
+from scgpt_tl._nearest import nearest
 from scgpt_tl._slots import SLOTS
-from scgpt_tl.engine._fields import nearest
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -92,6 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands, common)
     add_pretrain(commands, common)
     add_finetune(commands, common)
+    add_annotate(commands, common)
+    add_integrate(commands, common)
+    add_build_reference(commands, common)
+    add_map(commands, common)
     for command in commands.choices.values():
         command.set_defaults(parser=command)
     return parser
@@ -142,7 +147,7 @@ def _embed(args: argparse.Namespace) -> None:
     if kind not in {".h5ad", ".zarr", ".npy"}:
         msg = f"--out {out.name}: expected a name that ends in .h5ad, .zarr or .npy"
         raise ValueError(msg)
-    adata = _open(source, args.layer)
+    adata = open_data(source, args.layer)
     need = source.stat().st_size if kind == ".h5ad" and source.is_file() else 0
     check_target(out, n_bytes=need, overwrite=args.overwrite or kind == ".zarr")  # a .zarr that was cut off goes on
     from scgpt_tl import tl
@@ -159,38 +164,6 @@ def _embed(args: argparse.Namespace) -> None:
             _write(adata, source, beside, args.key_added)
     seconds = time.perf_counter() - start
     print(f"{adata.n_obs:,} cells in {seconds:.1f} s -> {out}")
-
-
-def _open(path: Path, layer: str | None) -> AnnData:
-    """Open a file without reading its matrix."""
-    import anndata as ad
-
-    if not path.exists():
-        msg = f"no file {path}"
-        raise FileNotFoundError(msg)
-    if path.suffix != ".zarr":
-        if path.is_dir():
-            msg = f"{path} is a folder; expected an .h5ad file or a .zarr store"
-            raise IsADirectoryError(msg)
-        return ad.read_h5ad(path, backed="r")
-    import zarr
-
-    store = zarr.open_group(path, mode="r")
-    layers = {} if layer is None else {layer: _matrix(store, f"layers/{layer}", path)}
-    return ad.AnnData(
-        _matrix(store, "X", path), obs=ad.io.read_elem(store["obs"]), var=ad.io.read_elem(store["var"]), layers=layers
-    )
-
-
-def _matrix(store: Any, key: str, path: Path) -> Any:
-    import anndata as ad
-    import zarr
-
-    if key not in store:
-        msg = f"{path} has no {key}"
-        raise KeyError(msg)
-    found = store[key]
-    return ad.io.sparse_dataset(found) if isinstance(found, zarr.Group) else found
 
 
 def _write(adata: AnnData, source: Path, target: Path, key_added: str | None) -> None:
@@ -220,7 +193,7 @@ def _write(adata: AnnData, source: Path, target: Path, key_added: str | None) ->
 def _check(args: argparse.Namespace) -> None:
     from scgpt_tl import pp
 
-    report = pp.check_input(_open(args.input, args.layer), args.model, layer=args.layer, max_length=args.max_length)
+    report = pp.check_input(open_data(args.input, args.layer), args.model, layer=args.layer, max_length=args.max_length)
     print(report)
     report.raise_for_errors()
 

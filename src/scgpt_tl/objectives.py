@@ -4,6 +4,7 @@
     expressed or not                        zero_likelihood
     ECS (13)                                elastic_similarity
     CCE                                     contrast, view_contrast
+    kin across batches (ours)               kin_contrast
     CLS, DAR                                classification
 
 Means over tokens or cells take `count`: what the sum is divided by where these are a part of more (a pass of several, a
@@ -12,6 +13,7 @@ device of several). Parts over one count add up to the whole, values and gradien
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,6 +63,30 @@ def classification(
     return total / own.sum().clamp(min=torch.finfo(total.dtype).tiny)
 
 
+#: The number in scFoundation's equation for class weights.
+_EVENED_OUT = 50.0
+
+
+def class_weights(counts: Sequence[int]) -> tuple[float, ...]:
+    """Weight of each class in a cross-entropy, so that rare classes count (scFoundation, "Cell type annotation").
+
+    As printed there: w_i = B_i / sum_j B_j with B_i = max(max_j A_j / A_i, 50), for A_i cells of class i. So all
+    weights are equal until the largest class has more than 50 times the cells of the smallest. Their scale is another
+    here: the mean weight of a cell is 1, so that the loss is that without weights where these are equal.
+
+    Raises
+    ------
+    ValueError
+        A class without a cell.
+    """
+    if not counts or min(counts) < 1:
+        msg = f"class_weights({list(counts)}): every class needs a cell"
+        raise ValueError(msg)
+    scaled = [max(max(counts) / n, _EVENED_OUT) for n in counts]
+    mean = sum(b * n for b, n in zip(scaled, counts, strict=True)) / sum(counts)
+    return tuple(b / mean for b in scaled)
+
+
 def relative_error(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean over masked of |predicted - target| / (target + 1e-6); a measure, not a loss: it explodes on zeros."""
     return ((predicted - target).abs() / (target + 1e-6))[mask].mean()
@@ -93,6 +119,24 @@ def view_contrast(first: Tensor, second: Tensor, temperature: float = 0.1) -> Te
     mean = torch.cat([first, second]).mean(0)
     first, second = first - mean, second - mean
     return (contrast(first, second, temperature) + contrast(second, first, temperature)) / 2
+
+
+def kin_contrast(cell: Tensor, kin: Tensor, batch: Tensor, temperature: float = 0.1) -> Tensor:
+    """Cells of one kin must find each other across batches: supervised contrast (Khosla et al. 2020, equation 2).
+
+    For each cell i that has kin in another batch, P(i): the mean over p in P(i) of -log softmax_p(cos(i, .) /
+    temperature) over all other cells, on embeddings less the mean of the minibatch; and the mean of that over such
+    cells. Cells of its own batch are never partners, so nothing is gained by what tells batches apart.
+
+    `cell` (B, D); `kin`, `batch` (B,) int64, -1: none. 0 where no cell has a partner.
+    """
+    unit = normalize(cell - cell.mean(0), dim=1)
+    itself = torch.eye(len(cell), dtype=torch.bool, device=cell.device)
+    scores = (unit @ unit.T / temperature).masked_fill(itself, -torch.inf)
+    partners = (kin[:, None] == kin) & (batch[:, None] != batch) & (kin[:, None] >= 0)
+    some = partners.any(1)
+    likelihood = scores.log_softmax(1).masked_fill(~partners, 0).sum(1)[some] / partners.sum(1)[some]
+    return -likelihood.sum() / max(1, len(likelihood))
 
 
 def _mean(each: Tensor, mask: Tensor | None, count: float | None) -> Tensor:

@@ -34,6 +34,27 @@ def test_gep_is_a_value_and_a_probability_per_token():
     assert ExpressionHead(8, 8)(torch.randn(5, 8)).nonzero is None
 
 
+@pytest.mark.parametrize("head", ["gep", "gepc"])
+def test_a_sure_probability_is_not_rounded_to_1_in_half_precision(head: str):
+    """Whose logarithm of the rest would be infinite."""
+    made = ExpressionHead(8, 8, zero_probability=True)
+    x = torch.randn(5, 8).abs() + 0.5
+    if head == "gepc":
+        made = CellExpressionHead(8, 8, zero_probability=True)
+        torch.nn.init.constant_(made.nonzero.weight, 0.0)
+        torch.nn.init.constant_(made.nonzero.bias, 1.0)
+        asked = (torch.ones(2, 8, dtype=torch.bfloat16), x, BATCH.cell_index)  # a score of 8
+    else:
+        torch.nn.init.constant_(made.nonzero[-1].bias, 8.0)
+        torch.nn.init.zeros_(made.nonzero[-1].weight)
+        asked = (x,)
+    with torch.autocast("cpu", torch.bfloat16):
+        told = made(*asked).nonzero
+    assert told.dtype == torch.float32
+    torch.testing.assert_close(told, torch.full((5,), 8.0).sigmoid())
+    assert (told < 1).all()
+
+
 def test_gepc_is_equation_12():
     """q = sigmoid(W1 e_gene); the value is (W2 q) . h_cell."""
     head = CellExpressionHead(8, 8, zero_probability=True)

@@ -269,6 +269,17 @@ def test_linear_leaves_autocast_to_torch():
         assert linear(x, weight, None).dtype == torch.bfloat16
 
 
+def test_the_stream_keeps_its_digits_in_half_precision():
+    """What a block adds may be rounded, what it is added to is not."""
+    block = network().backbone.blocks[0]
+    x = torch.tensor([[1 + 2.0**-12, -(2.0**-9)]])
+    found = block._add(x, torch.zeros(1, 2, dtype=torch.bfloat16))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, x)
+    same = torch.ones(1, 2)
+    assert block._add(x, same) is same  # where it need not be rounded, a product's own memory serves
+
+
 class Adapted(torch.nn.Module):
     """A layer in the place of another, with something added, as LoRA has it."""
 

@@ -53,6 +53,29 @@ def test_another_run_is_refused_and_nothing_is_lost(tmp_path: Path, other: dict,
     assert (folder / "last.ckpt").read_text() == "x"
 
 
+def test_another_run_without_a_checkpoint_holds_nothing(tmp_path: Path):
+    folder = tmp_path / "m"
+    with claimed(folder, RUN, resume=True):
+        pass
+    with claimed(folder, RUN | {"seed": 1}, resume=True):
+        assert json.loads((folder / "run.json").read_text())["seed"] == 1
+
+
+def test_what_another_caller_has_ended_is_not_claimed(tmp_path: Path):
+    folder = tmp_path / "m"
+
+    def done() -> bool:
+        with pytest.raises(RuntimeError, match="another process is training"), claimed(folder, RUN, resume=True):
+            pass  # asked inside the lock
+        return True
+
+    with claimed(folder, RUN, resume=True, done=done) as ours:
+        assert not ours
+    assert list(tmp_path.iterdir()) == []
+    with claimed(folder, RUN, resume=True, done=lambda: False) as ours:
+        assert ours
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(FileExistsError, match="holds something else"), claimed(tmp_path, RUN, resume=True):

@@ -153,6 +153,15 @@ def test_values_that_are_refused(options, says):
         TrainConfig(**options)
 
 
+def test_memory_that_is_no_size_is_refused_at_once():
+    for text in ("abc", 0, "8 GBs"):
+        with pytest.raises(
+            ValueError, match=f"^max_memory={text!r}; give a positive number of bytes, or text like '4GB'"
+        ):
+            TrainConfig(max_memory=text)
+    assert TrainConfig(max_memory="8 GiB").max_memory == "8 GiB"
+
+
 def test_adapters_and_shards_do_not_go_together():
     with pytest.raises(ValueError, match="adapters cannot be merged into sharded weights; give 'ddp'"):
         TrainConfig(lora=8, strategy="fsdp")

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from scgpt_tl.engine._fields import convert, docs, expected, hints, nearest
+from scgpt_tl.engine._fields import convert, docs, expected, hints, parse_bytes
 
 Word = Literal["a", "b"]
 
@@ -82,6 +82,23 @@ def test_values_that_are_none_of_it(value, hint, says):
     assert expected(hint) == says
 
 
-def test_the_nearest_name_or_all_of_them():
-    assert nearest("epoch", ["epochs", "cells"]) == "did you mean 'epochs'?"
-    assert nearest(7, {"epochs": 1, "cells": 2}) == "there are epochs, cells"
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (5, 5),
+        ("7", 7),
+        ("2kb", 2000),
+        ("1.5 GB", 1_500_000_000),
+        ("4GiB", 4 * 2**30),
+        ("3 mi", 3 * 2**20),
+        ("1T", 10**12),
+    ],
+)
+def test_parse_bytes(text: int | str, expected: int):
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1", 0, "4 GBs", "1e9", "0kb", None])
+def test_parse_bytes_refuses(text: object):
+    with pytest.raises(ValueError, match="give a positive number of bytes, or text like '4GB'"):
+        parse_bytes(text)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from scgpt_tl.engine.predict import Compute, Contexts, Seen, embed_rows, minibatches, parse_bytes, token_bytes
+from scgpt_tl.core.scgpt import Network
+from scgpt_tl.engine.predict import Compute, Contexts, Seen, embed_rows, minibatches, token_bytes
 from scgpt_tl.models.model import load_model
 from scgpt_tl.tokens.tokenize import Tokenizer
 
@@ -180,28 +181,6 @@ def test_asking_for_contexts_does_not_change_the_cells(model, rows, tokenizer):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (5, 5),
-        ("7", 7),
-        ("2kb", 2000),
-        ("1.5 GB", 1_500_000_000),
-        ("4GiB", 4 * 2**30),
-        ("3 mi", 3 * 2**20),
-        ("1T", 10**12),
-    ],
-)
-def test_parse_bytes(text: int | str, expected: int):
-    assert parse_bytes(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "much", "-1", 0, "4 GBs", "1e9", "0kb", None])
-def test_parse_bytes_refuses(text: object):
-    with pytest.raises(ValueError, match="give a positive number of bytes, or text like '4GB'"):
-        parse_bytes(text)
-
-
 def test_max_memory_sets_the_tokens(model):
     each = token_bytes(model.backbone)
     cpu = torch.device("cpu")
@@ -238,10 +217,58 @@ def test_no_cuda_here(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_unknown_options_name_the_nearest():
-    with pytest.raises(TypeError, match="unexpected argument 'max_token', did you mean 'max_tokens'"):
+    with pytest.raises(TypeError, match="unexpected argument 'max_token'; did you mean 'max_tokens'"):
         Compute.of({"max_token": 3})
-    with pytest.raises(TypeError, match="unexpected argument 'layr', did you mean 'layer'"):
+    with pytest.raises(TypeError, match="unexpected argument 'layr'; did you mean 'layer'"):
         Compute.of({"layr": "x"}, beside=("layer", "out"))
-    with pytest.raises(TypeError, match=r"unexpected argument 'zzz'$"):
+    with pytest.raises(TypeError, match="unexpected argument 'zzz'; there are device, dtype,"):
         Compute.of({"zzz": 3})
     assert Compute.of({"device": "cpu", "progress": False}) == QUIET
+
+
+@pytest.fixture(scope="module")
+def per_batch(model: Model) -> Model:
+    """The tiny model with three batches, each with statistics of its own."""
+    config = replace(model.config, input_norm="domain", n_batches=3)
+    network = Network(config).eval()
+    network.load_state_dict(network.state_dict() | model.network.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    for norm in network.backbone.input_norm.norms:
+        norm.running_mean.copy_(torch.randn(config.d_model, generator=generator))
+        norm.running_var.copy_(0.5 + torch.rand(config.d_model, generator=generator))
+    return replace(model, config=config, network=network, batches=("a", "b", "c"))
+
+
+@pytest.mark.parametrize("max_tokens", [1, 90, 10**6])
+def test_each_cell_is_normalised_by_its_own_batch(per_batch, rows, tokenizer, max_tokens: int):
+    """Whatever cells are beside it: each alone through `encode` is the oracle."""
+    codes = np.arange(23) * 7 % 3
+    with torch.no_grad():
+        expected = torch.cat(
+            [
+                per_batch.backbone.encode(
+                    replace(tokenizer(rows[i]).batch(np.array([0])), batch=torch.tensor([codes[i]]))
+                ).cell
+                for i in range(23)
+            ]
+        ).numpy()
+    how = {"unit_norm": False, "batches": codes, "compute": replace(QUIET, max_tokens=max_tokens)}
+    found, _ = run(per_batch, rows, tokenizer, **how)
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
+    other, _ = run(per_batch, rows, tokenizer, **how | {"batches": (codes + 1) % 3})
+    assert np.abs(other - expected).max(1).min() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("batches", "said"),
+    [
+        (None, "batches= must say which batch each row is of"),
+        (np.zeros(22, np.int64), r"batches int64 \(22,\); 23 int64 numbers from 0 to 2"),
+        (np.zeros(23, np.int32), r"batches int32"),
+        (np.full(23, -1), "from 0 to 2"),
+        (np.full(23, 3), "from 0 to 2"),
+    ],
+)
+def test_batches_that_are_none(per_batch, rows, tokenizer, batches, said: str):
+    with pytest.raises(ValueError, match=said):
+        run(per_batch, rows, tokenizer, batches=batches)

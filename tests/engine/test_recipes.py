@@ -212,7 +212,7 @@ def test_recipes_that_mean_nothing_are_refused(options: dict, said: str):
 def test_recipes_by_name():
     assert recipe_named("masked") is MASKED
     assert recipe_named(MASKED) is MASKED
-    with pytest.raises(ValueError, match="'integrate' is unknown, did you mean 'integration'"):
+    with pytest.raises(ValueError, match="'integrate' is unknown; did you mean 'integration'"):
         recipe_named("integrate")
 
 
@@ -231,3 +231,22 @@ def test_labels_that_are_not_given(supervised, batch):
 def test_zero_probabilities_need_their_head(network, batch):
     with pytest.raises(ValueError, match="zero_probability=True"):
         losses(network, batch(MASKED), replace(MASKED, weights={"gep_zeros": 1.0}))
+
+
+@torch.no_grad()
+def test_classes_weigh_as_the_recipe_says(network, batch):
+    torch.manual_seed(1)
+    other = Network(replace(network.config, heads=("gep", "gepc", "cls"), n_classes=3)).eval()
+    made, weights = batch(ANNOTATION), (1.0, 2.0, 0.5)
+    label = made.cells.label
+    scores = other.heads.cls(other.backbone.encode(made.cells).cell)
+    each = -scores.log_softmax(1)[label >= 0, label[label >= 0]]
+    own = torch.tensor(weights)[label[label >= 0]]
+    found = losses(other, made, replace(ANNOTATION, class_weights=weights)).parts["cls"]
+    torch.testing.assert_close(found, (each * own).sum() / 5)
+    torch.testing.assert_close(losses(other, made, ANNOTATION).parts["cls"], each.mean())
+
+
+def test_weights_of_classes_are_positive():
+    with pytest.raises(ValueError, match="they are positive numbers"):
+        replace(ANNOTATION, class_weights=(1.0, 0.0))

@@ -10,7 +10,7 @@ import torch
 from scipy import sparse
 
 from scgpt_tl._random import name_keys
-from scgpt_tl.engine.start import _sample, start_from, svd_table
+from scgpt_tl.engine.start import _sample, _strongest, start_from, svd_table
 from scgpt_tl.engine.study import Study
 from scgpt_tl.tokens.tokenize import Tokenizer
 
@@ -79,6 +79,29 @@ def test_both_ways_to_decompose_agree(rows, monkeypatch: pytest.MonkeyPatch):
     whole = svd_table([study(rows)], 8, seed=1)
     monkeypatch.setattr("scgpt_tl.engine.start._DENSE", 0)
     np.testing.assert_allclose(np.abs(svd_table([study(rows)], 8, seed=1)), np.abs(whole), atol=1e-5)
+
+
+def test_the_strongest_of_a_matrix_larger_than_the_basis():
+    """Eight that stand out of noise, found in 48 of 300 dimensions."""
+    rng = np.random.default_rng(3)
+    basis = np.linalg.qr(rng.standard_normal((300, 300)))[0]
+    values = np.concatenate([2.0 ** -np.arange(8), rng.uniform(0, 1e-4, 292)])
+    matrix = ((basis * values) @ basis.T).astype(np.float32)
+    products = []
+    found, vectors = _strongest(lambda x: products.append(x.shape[1]) or matrix @ x, 300, 8, seed=0)
+    np.testing.assert_allclose(found, values[:8], rtol=1e-3)
+    np.testing.assert_allclose(np.abs((vectors * basis[:, :8]).sum(0)), 1, atol=1e-3)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(8), atol=1e-5)
+    assert products == [32, 16]
+
+
+def test_fewer_independent_rows_than_the_basis_is_wide():
+    """A block that nothing is left of does not spoil the others."""
+    part = np.random.default_rng(0).standard_normal((120, 3)).astype(np.float32)
+    values, vectors = _strongest(lambda x: part @ (part.T @ x), 120, 20, seed=0)
+    np.testing.assert_allclose(values[:3], np.linalg.svd(part)[1] ** 2, rtol=1e-4)
+    assert np.abs(values[3:]).max() < 1e-4 * values[0]
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(20), atol=1e-4)
 
 
 @pytest.mark.parametrize("dense", [0, 10**9])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from scgpt_tl.engine import train as training
 from scgpt_tl.engine.config import TrainConfig
 from scgpt_tl.engine.passes import Learner
 from scgpt_tl.engine.recipes import GENERATIVE, GENERATIVE_CONTRAST, GENERATIVE_PUBLISHED, Recipe
-from scgpt_tl.engine.train import fit
+from scgpt_tl.engine.train import Task, fit
 from scgpt_tl.tokens.tokenize import Tokenizer
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def run(
     net = net or network()
     folder.mkdir(exist_ok=True)
     fabric = devices.fabric_for(train, folder)
-    history = fit(fabric, net, studies, recipe, train, folder=folder, seed=0, **options)
+    history = fit(fabric, Task(net, studies, recipe, train, folder, seed=0, **options))
     return net, history
 
 
@@ -292,6 +293,54 @@ def test_gradients_that_are_no_numbers_stop_it_too(studies, tmp_path: Path, monk
     )
     with pytest.raises(FloatingPointError):
         run(studies, tmp_path, replace(TRAIN, clip=clip))
+
+
+def feeding() -> set[threading.Thread]:
+    return {t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")}
+
+
+@pytest.mark.parametrize("where", ["_step", "_add_held_out"])
+def test_an_error_stops_the_threads_that_read(studies, tmp_path: Path, monkeypatch, where: str):
+    """At once, not when the error with its frames is forgotten."""
+    before = feeding()
+    seen = []
+
+    def stop(self, *args):
+        seen.extend(feeding() - before)
+        fail()
+
+    monkeypatch.setattr(training._Fit, where, stop)
+    with pytest.raises(RuntimeError, match="cut off") as told:
+        run(studies, tmp_path)
+    assert told.traceback
+    assert seen
+    assert feeding() == before
+
+
+# ---- random streams
+
+
+def test_training_on_a_cpu_leaves_the_streams_of_devices_alone(studies, tmp_path: Path, monkeypatch):
+    for name in ("manual_seed", "manual_seed_all"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: pytest.fail("a CUDA stream was seeded"))
+    before = torch.get_rng_state()
+    fabric = devices.fabric_for(TRAIN, tmp_path)
+    net = Network(ModelConfig(62, 61, 60, d_model=16, n_heads=2, n_layers=1, d_ff=16, dropout=0.2, flag_unknown=True))
+    torch.set_rng_state(before)
+    fit(fabric, Task(net, studies, GENERATIVE, replace(TRAIN, epochs=1), tmp_path, seed=0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu_hands_its_stream_back(studies, tmp_path: Path):
+    torch.cuda.manual_seed(5)
+    before = torch.cuda.get_rng_state()
+    train = replace(TRAIN, epochs=1, device="cuda", precision="32-true")
+    one, _ = run(studies, tmp_path / "a", train, GENERATIVE)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    torch.cuda.manual_seed(6)
+    two, _ = run(studies, tmp_path / "b", train, GENERATIVE)
+    assert_close(one.cpu(), two.cpu(), atol=1e-4, rtol=1e-3)  # dropout follows the step
 
 
 # ---- schedule, early stop, best

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,8 @@ from scgpt_tl.core.config import ModelConfig
 from scgpt_tl.core.layers import Linear
 from scgpt_tl.core.scgpt import Network
 from scgpt_tl.engine.config import PARTS
-from scgpt_tl.engine.tune import adapters, freeze, merged
+from scgpt_tl.engine.recipes import RECIPES, Recipe, hide, losses
+from scgpt_tl.engine.tune import adapters, freeze, leave_out, merged
 from scgpt_tl.tokens.batch import CellBatch, cumulative
 
 SHAPE = {"n_tokens": 40, "pad_id": 37, "cls_id": 38, "d_model": 32, "n_heads": 4, "n_layers": 3, "d_ff": 48}
@@ -96,6 +98,23 @@ def test_a_frozen_part_is_all_that_is_frozen(part: str):
 
 def test_every_part_is_tried():
     assert set(PARTS) <= set(BEGINNINGS)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_all_that_learns_gets_a_gradient(recipe: Recipe):
+    """Several processes wait for the gradient of each number that learns: what a recipe never asks must be frozen."""
+    options = {"heads": ("gep", "gepc", "cls", "dar"), "n_classes": 2, "n_conditions": 3, "n_batches": 2}
+    options |= {"n_modalities": 2, "batch_in_heads": True, "zero_probability": True, "input_norm": "domain"}
+    net = network(**options | recipe.network)
+    leave_out(net, recipe)
+    batch = replace(cells(), known=None, label=torch.tensor([0, 1, 1, 0]), batch=torch.tensor([0, 1, 0, 1]))
+    batch = replace(batch, modality=torch.zeros(32, dtype=torch.int64))
+    keys = np.arange(4, dtype=np.uint64)
+    made = hide(recipe, batch, keys, np.arange(40, dtype=np.uint64), ratio=0.5, mask_value=-1.0)
+    losses(net, made, recipe, step=5000).total.backward()
+    without = {name for name, p in net.named_parameters() if p.requires_grad and p.grad is None}
+    assert without == set()
+    assert {name.split(".")[1] for name in learning(net) if name.startswith("heads.")} >= set(recipe.heads)
 
 
 def test_frozen_numbers_stay_and_the_others_move():

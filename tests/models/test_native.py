@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scgpt_tl.models.model import load_model
+from scgpt_tl.models.model import load_model, with_random_weights
 
 FILES = ["config.json", "model.safetensors", "provenance.json", "vocab.json"]
 
@@ -132,7 +133,7 @@ def test_a_changed_head(native: Path, edit_json, changes: dict, message: str):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"d_modle": 64}, "unknown model option 'd_modle', did you mean 'd_model'"),
+        ({"d_modle": 64}, "unknown model option 'd_modle'; did you mean 'd_model'"),
         ({"n_heads": 5}, "d_model=64 is not a multiple of n_heads=5"),
         ({"heads": ["gep", "lost"]}, "unknown head 'lost'"),
         ({"heads": 3}, "describes no network"),
@@ -170,3 +171,58 @@ def test_provenance_that_json_cannot_hold_is_refused_before_anything_is_written(
     with pytest.raises(TypeError, match="not JSON serializable"):
         model.save(tmp_path / "toy")
     assert names(tmp_path) == []
+
+
+# ---- arrays beside the weights
+
+
+@pytest.fixture
+def with_arrays(make_model, tmp_path: Path) -> Path:
+    model = make_model()
+    model.arrays = {
+        "probe.coef": np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3),
+        "genes": np.arange(5),
+        "knn.embedding": np.ones((4, 2), np.float32)[:, ::-1],  # not contiguous
+    }
+    return model.save(tmp_path / "arrays")
+
+
+def test_arrays_come_back_as_they_were(with_arrays: Path):
+    arrays = load_model(with_arrays).arrays
+    assert sorted(arrays) == ["genes", "knn.embedding", "probe.coef"]
+    np.testing.assert_array_equal(arrays["probe.coef"], np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3))
+    assert arrays["genes"].dtype == np.int64
+    assert names(with_arrays) == sorted([*FILES, "arrays.safetensors"])
+
+
+def test_a_model_without_arrays_writes_none(native: Path):
+    assert names(native) == FILES
+    assert load_model(native).arrays == {}
+
+
+def test_a_folder_older_than_arrays_loads(native: Path, edit_json):
+    edit_json(native / "config.json", arrays_sha256=...)
+    assert load_model(native).arrays == {}
+
+
+@pytest.mark.parametrize("place", [0, 0.3, 0.6, 0.999])
+def test_changed_arrays_are_refused(with_arrays: Path, place: float):
+    file = with_arrays / "arrays.safetensors"
+    whole = bytearray(file.read_bytes())
+    whole[int(place * (len(whole) - 1))] ^= 1
+    file.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"arrays.safetensors .*(fetch it again|fetch the folder again)"):
+        load_model(with_arrays)
+
+
+def test_arrays_that_are_gone_or_were_put_there(with_arrays: Path, native: Path):
+    (native / "arrays.safetensors").write_bytes((with_arrays / "arrays.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"arrays.safetensors has the sha256 .* says 'None'"):
+        load_model(native)
+    (with_arrays / "arrays.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks arrays.safetensors"):
+        load_model(with_arrays)
+
+
+def test_random_weights_keep_no_arrays(with_arrays: Path):
+    assert with_random_weights(load_model(with_arrays)).arrays == {}

@@ -355,7 +355,7 @@ class TestStrictness:
             ("mask_value", None, "mask_value is None, expected a number"),
             ("dropout", True, "dropout is True, expected a number"),
             ("scgpt_tl", 3, "scgpt_tl is 3, expected an object"),
-            ("scgpt_tl", {"config": {"tie": 1}}, "unknown model option 'tie', did you mean 'ties'"),
+            ("scgpt_tl", {"config": {"tie": 1}}, "unknown model option 'tie'; did you mean 'ties'"),
             ("scgpt_tl", {"config": 4}, "scgpt_tl.config is not understood"),
         ],
     )

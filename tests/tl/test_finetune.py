@@ -118,6 +118,15 @@ def test_other_labels_are_another_run(base: Model, tmp_path: Path, toy_cells):
         scgpt_finetune(cells, train=short, **options)
 
 
+def test_overwrite_replaces_the_model(base: Model, tmp_path: Path, toy_cells):
+    cells, short = toy_cells(24, seed=7), replace(TRAIN, epochs=1)
+    first = scgpt_finetune(cells, model=base, out=tmp_path / "m", train=short)
+    with pytest.raises(FileExistsError, match="holds another model"):
+        scgpt_finetune(cells, model=base, out=tmp_path / "m", train=short, rng=1)
+    second = scgpt_finetune(cells, model=base, out=tmp_path / "m", train=short, rng=1, overwrite=True)
+    assert (second.provenance["seed"], second.sha256 != first.sha256) == (1, True)
+
+
 def test_a_model_that_knows_batches_asks_for_them(base: Model, tmp_path: Path, toy_cells):
     cells = labelled(toy_cells(24, seed=8))
     short = replace(TRAIN, epochs=1)

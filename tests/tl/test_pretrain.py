@@ -13,6 +13,7 @@ import torch
 from scipy import sparse
 
 import scgpt_tl
+from scgpt_tl.engine import run
 from scgpt_tl.engine import train as training
 from scgpt_tl.engine.recipes import GENERATIVE
 from scgpt_tl.models.model import Model, load_model
@@ -123,6 +124,11 @@ def test_the_global_seed_does_not_matter_and_ours_does(done: tuple[Path, Model],
     assert other.provenance["seed"] == 1
 
 
+def test_no_stream_of_a_device_is_seeded(tmp_path: Path, monkeypatch, toy_cells):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda *_: pytest.fail("a CUDA stream was seeded"))
+    pretrain(toy_cells(), tmp_path / "m", train=replace(TRAIN, epochs=1))
+
+
 def test_where_the_published_branch_differs(tmp_path: Path, toy_cells):
     model = pretrain(toy_cells(), tmp_path / "m", recipe="generative, published", train=replace(TRAIN, epochs=1))
     assert model.config.unknown_skips_projection
@@ -208,6 +214,36 @@ def test_a_finished_run_is_loaded_and_others_are_refused(done: tuple[Path, Model
             with pytest.raises(FileExistsError, match="holds another model, 'toy': give another folder, or overwrite"):
                 pretrain(data, out, **options)
     assert_same_weights(load_model(out), model)
+
+
+def test_a_run_that_another_caller_ends_meanwhile_is_handed_back(done: tuple[Path, Model], monkeypatch, toy_cells):
+    """The first look finds nothing yet; the one inside the lock does."""
+    out, model = done
+    inner, looks = run._finished, []
+    monkeypatch.setattr(run, "_finished", lambda job: looks.append(job) or (inner(job) if len(looks) > 1 else None))
+    monkeypatch.setattr(run, "fit", lambda *_, **__: pytest.fail("trained again"))
+    assert_same_weights(pretrain([toy_cells(), toy_cells(32, seed=1, first=10)], out), model)
+    assert len(looks) == 2
+    assert not out.with_name("toy.training").exists()
+
+
+def test_the_gene_table_is_made_for_a_run_that_begins(tmp_path: Path, monkeypatch, toy_cells):
+    inner, made = run.svd_table, []
+    monkeypatch.setattr(run, "svd_table", lambda *a, **k: made.append(1) or inner(*a, **k))
+    for _ in range(2):  # the first is cut off, and so is the one that goes on with it
+        with monkeypatch.context() as patch:
+            cut_at(patch, 1)
+            with pytest.raises(RuntimeError, match="killed"):
+                pretrain(toy_cells(), tmp_path / "m")
+    pretrain(toy_cells(), tmp_path / "m")
+    pretrain(toy_cells(), tmp_path / "m")  # and this one finds it whole
+    assert made == [1]
+
+
+def test_too_few_cells_leave_nothing_that_stands_in_the_way(tmp_path: Path, toy_cells):
+    with pytest.raises(ValueError, match="one cell does not tell"):
+        pretrain(toy_cells(1), tmp_path / "m", min_cells=1)
+    pretrain(toy_cells(), tmp_path / "m", min_cells=1, train=replace(TRAIN, epochs=1))
 
 
 def test_overwrite_replaces_the_model(tmp_path: Path, toy_cells):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
 from typing import Any, Literal
+
+from scgpt_tl._nearest import nearest
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,10 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """Inverse of `to_dict`; an unknown key is refused with the nearest name."""
-        names = {f.name for f in fields(cls)}
+        names = [f.name for f in fields(cls)]
         for key in values:
             if key not in names:
-                near = get_close_matches(key, names, 1)
-                msg = f"unknown model option {key!r}" + (f", did you mean {near[0]!r}?" if near else "")
+                msg = f"unknown model option {key!r}; {nearest(key, names)}"
                 raise ValueError(msg)
         return cls(**values)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import inspect
 import operator
-from collections.abc import Iterable
-from difflib import get_close_matches
+import re
 from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 @cache
@@ -27,13 +28,6 @@ def docs(cls: type) -> dict[str, str]:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant) and isinstance(doc.value.value, str)
     }
-
-
-def nearest(name: object, names: Iterable[str]) -> str:
-    """For a message: the name that was meant, as far as can be told, else all of them."""
-    names = list(names)
-    near = get_close_matches(str(name), names, 1)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
 
 
 def convert(value: Any, hint: Any) -> Any:
@@ -87,3 +81,18 @@ def expected(hint: Any) -> str:
     if str in kinds and int in kinds:
         return "a number of bytes, or text like '8GB',"
     return "a whole number" if int in kinds else "a number" if float in kinds else "text"
+
+
+def parse_bytes(size: int | str) -> int:
+    """Bytes of 2_000_000, "512MB", "4GiB".
+
+    Raises
+    ------
+    ValueError
+        It is no size; the message names `max_memory`, the option that takes one.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", str(size).lower())
+    if found is None or float(found[1]) <= 0:
+        msg = f"max_memory={size!r}; give a positive number of bytes, or text like '4GB'"
+        raise ValueError(msg)
+    return int(float(found[1]) * _UNITS[found[2] or ""])

@@ -12,7 +12,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +31,22 @@ _FORMAT = 2  # 1: Lightning's Trainer, before the first release
 
 
 @contextmanager
-def claimed(folder: Path, run: dict[str, Any], *, resume: bool) -> Iterator[None]:
+def claimed(
+    folder: Path, run: dict[str, Any], *, resume: bool, done: Callable[[], object] = lambda: None
+) -> Iterator[bool]:
     """Make a folder ours for as long as a run lasts.
+
+    Parameters
+    ----------
+    folder
+        Made where it is not there.
+    run
+        What makes two runs the same.
+    resume
+        Keep the checkpoint of the same run.
+    done
+        Asked once nobody else can train any more: whether another caller has ended this run. The folder is then left
+        alone, and False is handed out.
 
     Raises
     ------
@@ -51,8 +65,10 @@ def claimed(folder: Path, run: dict[str, Any], *, resume: bool) -> Iterator[None
         msg = f"another process is training in {folder}: let it end, or give another out="
         raise RuntimeError(msg) from None
     try:
-        _claim(folder, run, resume=resume)
-        yield
+        ours = not done()
+        if ours:
+            _claim(folder, run, resume=resume)
+        yield ours
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
@@ -63,21 +79,22 @@ def _claim(folder: Path, run: dict[str, Any], *, resume: bool) -> None:
     if resume and mark.exists():
         held = _read_mark(mark)
         differ = sorted(key for key in run if held.get(key) != run[key])
-        if differ:
+        if not differ:
+            return
+        if (folder / LAST).exists():  # else nothing would be lost
             msg = (
                 f"{folder} holds an unfinished run with other {', '.join(differ)}: {_differences(held, run, differ)}; "
                 "repeat its arguments, give another out=, or resume=False to start anew"
             )
             raise ValueError(msg)
-    elif folder.exists():
+    if folder.exists():
         if any(folder.iterdir()) and not mark.exists():
             msg = f"{folder} is where checkpoints go, and it holds something else: move that, or give another out="
             raise FileExistsError(msg)
         shutil.rmtree(folder)
-    if not mark.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(mark) as beside:
-            beside.write_text(json.dumps(run, indent=1))
+    folder.mkdir(parents=True)
+    with replacing(mark) as beside:
+        beside.write_text(json.dumps(run, indent=1))
 
 
 def _read_mark(mark: Path) -> dict[str, Any]:

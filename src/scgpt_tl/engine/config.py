@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from scgpt_tl.engine._fields import convert, docs, expected, hints, nearest
+from scgpt_tl._nearest import nearest
+from scgpt_tl.engine._fields import convert, docs, expected, hints, parse_bytes
 
 Schedule = Literal["cosine", "epoch", "constant"]
 
@@ -120,6 +121,8 @@ class TrainConfig:
             if reason := _refusal(name, value):
                 msg = f"TrainConfig({name}={value!r}): {reason}"
                 raise ValueError(msg)
+        if self.max_memory is not None:
+            parse_bytes(self.max_memory)
         if self.lora and self.strategy == "fsdp":
             msg = "TrainConfig(lora=..., strategy='fsdp'): adapters cannot be merged into sharded weights; give 'ddp'"
             raise ValueError(msg)

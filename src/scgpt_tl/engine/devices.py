@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from scgpt_tl.engine.config import TrainConfig
+
+T = TypeVar("T")
 
 _PATIENCE = timedelta(hours=12)  # one process may prepare a large corpus while the others wait
 
@@ -100,6 +102,37 @@ def _logger(name: str, folder: Path) -> Any:
     return others.WandbLogger(save_dir=folder) if name == "wandb" else others.MLFlowLogger(save_dir=str(folder))
 
 
+def begin(fabric: Fabric) -> Fabric:
+    """Let the processes that run the whole program (`torchrun`, or a script once per device) meet, if they have not.
+
+    Those that are started for `launch` alone are not there yet: what is made before they are is made once.
+    """
+    if not isinstance(fabric.strategy.launcher, _MultiProcessingLauncher):
+        fabric.launch()  # once more does nothing
+    return fabric
+
+
+def from_first(fabric: Fabric, make: Callable[[], T]) -> T:
+    """What the first process makes, in all that have met; if it fails, all of them stop.
+
+    Raises
+    ------
+    Exception
+        See `together`.
+    """
+    if not dist.is_initialized():
+        return make()
+    made: Any = None
+    error: Exception | None = None
+    if fabric.global_rank == 0:
+        try:
+            made = make()
+        except Exception as found:  # noqa: BLE001 (raised again, in every process)
+            error = found
+    together(fabric, error)
+    return fabric.broadcast(made)
+
+
 def launch(fabric: Fabric, work: Callable[..., None], **options: Any) -> None:
     """Run `work(fabric, **options)` in every process; return when all are done.
 
@@ -107,8 +140,7 @@ def launch(fabric: Fabric, work: Callable[..., None], **options: Any) -> None:
     every process comes here by itself.
     """
     if not isinstance(fabric.strategy.launcher, _MultiProcessingLauncher):
-        fabric.launch()
-        work(fabric, **options)
+        work(begin(fabric), **options)
         return
     try:
         fabric.launch(partial(work, **options))  # as one object: Lightning would look into arguments for modules

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -31,25 +31,36 @@ def finetune(
     out: Path,
     recipe: Recipe,
     train: TrainConfig,
+    validate: Sequence[Source] = (),
+    begin: Callable[[Model], object] | None = None,
     resume: bool = True,
     overwrite: bool = False,
     seed: int = 0,
 ) -> Model:
-    """Train `model` on; see `tl.scgpt_finetune`, which opens the data. The model itself is left as it is."""
+    """Train `model` on; see `tl.scgpt_finetune`, which opens the data. The model itself is left as it is.
+
+    `validate`: studies for the held-out loss, in place of a share of the cells. `begin` may change the weights of the
+    adapted model in place before training; the recipe's name should tell.
+    """
     norm, joined = model.config.input_norm, model.config.batch_in_heads
     with_batches = recipe.needs_batches or norm == "domain" or joined
-    labels = _names(source.labels for source in sources) if recipe.needs_labels else None
-    batches = _names(source.batches for source in sources) if with_batches else None
+    every = (*sources, *validate)
+    labels = _names(source.labels for source in every) if recipe.needs_labels else None
+    batches = _names(source.batches for source in every) if with_batches else None
     _check(recipe, labels, batches)
     adapted, fresh = adapt(model, recipe, labels=labels, batches=batches, seed=seed)
     if fresh:
         logger.info("weights that %r does not have start at random: %s", model.name, ", ".join(fresh))
-    studies = [_study(source, adapted, train, seed) for source in sources]
+    if begin is not None:
+        begin(adapted)
+    studies, others = ([_study(source, adapted, train, seed) for source in some] for some in (sources, validate))
     base = {"name": model.name, "sha256": model.sha256, "fresh": fresh}
     told = {"data": [source.manifest for source in sources], "base": base, "labels": labels, "batches": batches}
-    told["columns"] = [_digest(study) for study in studies]
+    told["columns"] = [_digest(study) for study in (*studies, *others)]
+    if validate:
+        told["validate"] = [source.manifest for source in validate]
     how: dict[str, Any] = {"seed": seed, "resume": resume, "overwrite": overwrite}
-    return carry_out(Job(adapted, studies, [], recipe=recipe, train=train, out=out, told=told, card=_card, **how))
+    return carry_out(Job(adapted, studies, others, recipe=recipe, train=train, out=out, told=told, card=_card, **how))
 
 
 def adapt(
@@ -75,7 +86,7 @@ def adapt(
         changes["n_batches"] = len(batches)
     config = replace(old, **changes)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # and no device's
         network = Network(config)
     ours = network.state_dict()
     other = _of_others(model, labels, batches)
@@ -92,6 +103,7 @@ def adapt(
         labels=model.labels if labels is None else tuple(labels),
         batches=model.batches if batches is None else tuple(batches),
         coverage=None,
+        arrays={},
     )
     return made, sorted(set(ours) - set(kept))
 
@@ -138,6 +150,11 @@ def _check(recipe: Recipe, labels: list[str] | None, batches: list[str] | None) 
     if labels is not None and len(labels) < 2:
         found = labels or "none"
         msg = f"recipe {recipe.name!r} tells cell types apart and found {found}: give labels_key= with two or more"
+        raise ValueError(msg)
+    if labels is not None and len(recipe.class_weights) not in (0, len(labels)):
+        msg = (
+            f"recipe {recipe.name!r} has {len(recipe.class_weights)} class_weights for {len(labels)} classes: {labels}"
+        )
         raise ValueError(msg)
     if batches is not None and len(batches) < 2:
         msg = f"recipe {recipe.name!r} works on batches and found {batches or 'none'}: give batch_key= with two or more"

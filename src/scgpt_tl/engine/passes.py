@@ -12,7 +12,8 @@ from torch import nn
 
 from scgpt_tl._random import Purpose, mix_words, stream_key
 from scgpt_tl.engine import devices
-from scgpt_tl.engine.predict import parse_bytes, token_bytes
+from scgpt_tl.engine._fields import parse_bytes
+from scgpt_tl.engine.predict import token_bytes
 from scgpt_tl.engine.recipes import Counts, Recipe, losses
 
 if TYPE_CHECKING:
@@ -94,9 +95,13 @@ def _passes(minibatch: Minibatch, tokens: int) -> int:
 
 
 def seed_dropout(fabric: Fabric, seed: int, step: int, number: int) -> None:
-    """Torch's generator for pass `number` of a step, on this device."""
+    """Torch's generators for pass `number` of a step: the CPU's and this device's, no other's."""
     place = np.array([number * fabric.world_size + fabric.global_rank], np.uint64)
-    torch.manual_seed(int(mix_words(place, stream_key(seed, Purpose.DROPOUT, step))[0] >> np.uint64(1)))
+    word = int(mix_words(place, stream_key(seed, Purpose.DROPOUT, step))[0] >> np.uint64(1))
+    torch.default_generator.manual_seed(word)
+    if fabric.device.type == "cuda":
+        with torch.cuda.device(fabric.device):
+            torch.cuda.manual_seed(word)
 
 
 def budget(network: Network, train: TrainConfig, recipe: Recipe) -> int | None:

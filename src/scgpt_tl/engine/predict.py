@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,6 +12,8 @@ import torch
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
+from scgpt_tl._nearest import nearest
+from scgpt_tl.engine._fields import parse_bytes
 from scgpt_tl.tokens.tokenize import TokenBlock, Tokenizer, ahead
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 ROWS = 1024  # read and tokenised at a time; no result depends on it
 _CPU_TOKENS = 3072  # per minibatch: activations of the 51 M model then stay near the caches
 _GPU_TOKENS = 131_072
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,7 @@ class Compute:
         names = [f.name for f in fields(cls)]
         for key in options:
             if key not in names:
-                near = get_close_matches(key, [*names, *beside], 1)
-                msg = f"unexpected argument {key!r}" + (f", did you mean {near[0]!r}?" if near else "")
+                msg = f"unexpected argument {key!r}; {nearest(key, [*names, *beside])}"
                 raise TypeError(msg)
         return cls(**options)
 
@@ -170,6 +168,7 @@ def embed_rows(
     total: int,
     unit_norm: bool = True,
     contexts: Contexts | None = None,
+    batches: np.ndarray | None = None,
     seen: Seen | None = None,
 ) -> Seen:
     """Embed every row and write it to `out`; returns what was met.
@@ -188,9 +187,17 @@ def embed_rows(
         Scale each embedding to length 1, as published.
     contexts
         Collects contextual gene embeddings where they are asked for.
+    batches
+        (n_obs,) int64 sequencing batch of each row, for a network that normalises each apart.
     seen
         Counts to add to, before the rows are written: `out` may then record both.
+
+    Raises
+    ------
+    ValueError
+        Batches that are missing where the network needs them, or are none of its batches.
     """
+    _check_batches(backbone, batches, total)
     device = compute.torch_device()
     dtype = compute.torch_dtype(device)
     home = next(backbone.parameters()).device
@@ -199,7 +206,7 @@ def embed_rows(
     budget = compute.tokens(backbone, device)
     try:
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            runner = _Runner(backbone, backbone.tables(), device, contexts)
+            runner = _Runner(backbone, backbone.tables(), device, contexts, batches)
             with tqdm(total=total, unit="cell", disable=not compute.progress, smoothing=0.1) as bar:
                 for start, block in ahead(rows, tokenizer):
                     result = np.empty((len(block.keys), backbone.config.d_model), np.float32)
@@ -223,6 +230,7 @@ class _Runner:
     tables: Tables
     device: torch.device
     contexts: Contexts | None
+    batches: np.ndarray | None
 
     def __call__(
         self, block: TokenBlock, cells: np.ndarray, start: int, budget: int, seen: Seen
@@ -242,11 +250,30 @@ class _Runner:
         return np.concatenate([part for part, _ in parts]), min(b for _, b in parts)
 
     def _run(self, batch: CellBatch, rows: np.ndarray) -> np.ndarray:
+        if self.batches is not None:
+            batch = replace(batch, batch=torch.from_numpy(self.batches[rows]))
         batch = batch.to(self.device)
         encoded = self.backbone.encode(batch, cell_only=self.contexts is None, tables=self.tables)
         if self.contexts is not None and encoded.tokens is not None:
             self.contexts.add(batch, encoded.tokens, rows)
         return encoded.cell.float().cpu().numpy()
+
+
+def _check_batches(backbone: ScGPT, batches: np.ndarray | None, total: int) -> None:
+    """Each row's statistics must be known before the first is read; another one's would go unnoticed."""
+    if batches is None:
+        if backbone.config.input_norm == "domain":
+            msg = "this network normalises each batch apart: batches= must say which batch each row is of"
+            raise ValueError(msg)
+        return
+    n = backbone.config.n_batches
+    if (
+        batches.shape != (total,)
+        or batches.dtype != np.int64
+        or (total and not 0 <= batches.min() <= batches.max() < n)
+    ):
+        msg = f"batches {batches.dtype} {batches.shape}; {total} int64 numbers from 0 to {n - 1} are needed"
+        raise ValueError(msg)
 
 
 def minibatches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
@@ -267,12 +294,3 @@ def token_bytes(backbone: ScGPT) -> int:
     """Bytes of activations per token at the widest point of a block, with torch's temporaries."""
     config = backbone.config
     return 4 * (8 * config.d_model + 2 * config.d_ff)
-
-
-def parse_bytes(size: int | str) -> int:
-    """Bytes of 2_000_000, "512MB", "4GiB"."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", str(size).lower())
-    if found is None or float(found[1]) <= 0:
-        msg = f"max_memory={size!r}; give a positive number of bytes, or text like '4GB'"
-        raise ValueError(msg)
-    return int(float(found[1]) * _UNITS[found[2] or ""])

@@ -11,9 +11,8 @@ import torch
 
 from scgpt_tl.core.config import ModelConfig
 from scgpt_tl.core.scgpt import Network
-from scgpt_tl.engine.predict import Compute
-from scgpt_tl.engine.run import Job, carry_out, data_card, tokenizer_for
-from scgpt_tl.engine.start import start_from, svd_table
+from scgpt_tl.engine import devices
+from scgpt_tl.engine.run import Job, carry_out, data_card, fabric_for, tokenizer_for
 from scgpt_tl.engine.study import Source, expressed
 from scgpt_tl.genes.vocab import GeneVocab
 from scgpt_tl.models.model import Model
@@ -51,8 +50,8 @@ def pretrain(
     if train.lora:
         msg = f"lora={train.lora} would leave a new network's random weights as they are: it is for fine-tuning, give 0"
         raise ValueError(msg)
-    Compute(device=train.device).torch_device()  # a device that is not there is said now, not after the preparation
-    vocab = _vocabulary(sources, min_cells)
+    fabric = devices.begin(fabric_for(out, train))
+    vocab = devices.from_first(fabric, lambda: _vocabulary(sources, min_cells))  # one process reads the corpus through
     model = _untrained(vocab, size, recipe, seed)
     studies, others = (
         [source.study(tokenizer_for(model, source.genes, train, seed)) for source in group]
@@ -63,11 +62,11 @@ def pretrain(
             need = f"at least {LEAST_SHARE:.0%} are needed"
             msg = f"validate: {share:.0%} of the genes of {study.name!r} are in the corpus, {need}"
             raise ValueError(msg)
-    start_from(model.backbone.genes.table.weight, svd_table(studies, model.config.d_model, seed=seed))
     told: dict[str, Any] = {"data": [source.manifest for source in sources], "size": size}
     told["validate"] = [source.manifest for source in validate]
-    how: dict[str, Any] = {"seed": seed, "resume": resume, "overwrite": overwrite}
-    return carry_out(Job(model, studies, others, recipe=recipe, train=train, out=out, told=told, card=_card, **how))
+    how: dict[str, Any] = {"seed": seed, "resume": resume, "overwrite": overwrite, "informed": True}
+    job = Job(model, studies, others, recipe=recipe, train=train, out=out, told=told, card=_card, **how)
+    return carry_out(job, fabric)
 
 
 def _vocabulary(sources: Sequence[Source], min_cells: int) -> GeneVocab:
@@ -87,7 +86,7 @@ def _untrained(vocab: GeneVocab, size: str, recipe: Recipe, seed: int) -> Model:
     shape: dict[str, Any] = {"n_tokens": len(vocab), "pad_id": vocab.pad_id, "cls_id": vocab.cls_id, **SIZES[size]}
     config = ModelConfig(**shape, flag_unknown=recipe.corruption == "generative", **recipe.network)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # and no device's
         return Model(config, vocab, Network(config))
 
 

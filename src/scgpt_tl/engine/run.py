@@ -14,12 +14,14 @@ import torch
 
 import scgpt_tl
 from scgpt_tl.engine import checkpoint, devices
-from scgpt_tl.engine.train import fit
+from scgpt_tl.engine.start import start_from, svd_table
+from scgpt_tl.engine.train import Task, fit
 from scgpt_tl.models._weights import adopt, skeleton
 from scgpt_tl.models.model import Model, load_model
 from scgpt_tl.tokens.tokenize import Tokenizer
 
 if TYPE_CHECKING:
+    import numpy as np
     from lightning.fabric import Fabric
 
     from scgpt_tl.core.scgpt import Network
@@ -47,6 +49,8 @@ class Job:
     seed: int = 0
     resume: bool = True
     overwrite: bool = False
+    informed: bool = False
+    """The gene table starts from the singular vectors of the studies; else as it is."""
 
     @property
     def run(self) -> dict[str, Any]:
@@ -66,8 +70,20 @@ class Job:
         return self.out.with_name(f"{self.out.name}.training")
 
 
-def carry_out(job: Job) -> Model:
+def fabric_for(out: Path, train: TrainConfig) -> Fabric:
+    """Where a model that goes to `out` is trained; see `devices.fabric_for`."""
+    return devices.fabric_for(train, out.with_name(f"{out.name}.logs"))
+
+
+def carry_out(job: Job, fabric: Fabric | None = None) -> Model:
     """Train and save, or load what the same call has made before.
+
+    Parameters
+    ----------
+    job
+        The same in every process.
+    fabric
+        Where processes have met already; None: they meet here.
 
     Raises
     ------
@@ -76,8 +92,7 @@ def carry_out(job: Job) -> Model:
     """
     if done := _finished(job):
         return done
-    logs = job.out.with_name(f"{job.out.name}.logs")
-    devices.launch(devices.fabric_for(job.train, logs), _work, job=job)
+    devices.launch(fabric or fabric_for(job.out, job.train), _work, job=job)
     return load_model(job.out)
 
 
@@ -86,31 +101,23 @@ def _work(fabric: Fabric, job: Job) -> None:
     if fabric.world_size > 1:
         devices.unshare(job.model.network)
     with ExitStack() as held:
-        claim = checkpoint.claimed(job.folder, job.run, resume=job.resume)
-        _alone(fabric, lambda: held.enter_context(claim))
-        history = fit(
-            fabric,
-            job.model.network,
-            job.studies,
-            job.recipe,
-            job.train,
-            folder=job.folder,
-            seed=job.seed,
-            resume=job.resume,
-            validate=job.validate,
-        )
-        _alone(fabric, lambda: _save(job, history))
+        claim = checkpoint.claimed(job.folder, job.run, resume=job.resume, done=lambda: _finished(job))
+        if not devices.from_first(fabric, lambda: held.enter_context(claim)):
+            return  # another caller ended this very run while we prepared
+        table = devices.from_first(fabric, lambda: _table(job))
+        if table is not None:
+            start_from(job.model.network.backbone.genes.table.weight, table)
+        how: dict[str, Any] = {"validate": job.validate, "resume": job.resume}
+        task = Task(job.model.network, job.studies, job.recipe, job.train, job.folder, job.seed, **how)
+        history = fit(fabric, task)
+        devices.from_first(fabric, lambda: _save(job, history))
 
 
-def _alone(fabric: Fabric, work: Callable[[], object]) -> None:
-    """Done by the first process; if it fails, all of them stop."""
-    error: Exception | None = None
-    if fabric.global_rank == 0:
-        try:
-            work()
-        except Exception as found:  # noqa: BLE001 (raised again, in every process)
-            error = found
-    devices.together(fabric, error)
+def _table(job: Job) -> np.ndarray | None:
+    """(n_tokens, D) to start the gene table from; None where it stays, or a checkpoint brings another."""
+    if not job.informed or (job.resume and (job.folder / checkpoint.LAST).exists()):
+        return None
+    return svd_table(job.studies, job.model.config.d_model, seed=job.seed)
 
 
 def _save(job: Job, history: list[dict[str, float]]) -> None:

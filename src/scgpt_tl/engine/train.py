@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,38 +41,34 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def fit(
-    fabric: Fabric,
-    network: Network,
-    studies: list[Study],
-    recipe: Recipe,
-    train: TrainConfig,
-    *,
-    folder: Path,
-    seed: int,
-    resume: bool = True,
-    validate: list[Study] | None = None,
-) -> list[dict[str, float]]:
-    """Train `network` in place and return its history, a dictionary per epoch.
+@dataclass(frozen=True)
+class Task:
+    """What is trained on what, and where it is kept meanwhile."""
+
+    network: Network
+    """Trained in place; has the heads of `recipe`."""
+    studies: list[Study]
+    recipe: Recipe
+    train: TrainConfig
+    folder: Path
+    """Where checkpoints go, already `claimed`."""
+    seed: int
+    """Of order, samples, splits and dropout."""
+    validate: Sequence[Study] = ()
+    """For the held-out loss; empty: a share of the cells."""
+    resume: bool = True
+    """Go on from the checkpoint in `folder`."""
+
+
+def fit(fabric: Fabric, task: Task) -> list[dict[str, float]]:
+    """Train a network and return its history, a dictionary per epoch.
 
     Parameters
     ----------
     fabric
         From `devices.fabric_for`, launched.
-    network
-        Has the heads of `recipe`.
-    studies
-        What to learn from.
-    recipe, train
-        What and how.
-    folder
-        Where checkpoints go, already `claimed`.
-    seed
-        Of order, samples, splits and dropout.
-    resume
-        Go on from the checkpoint in `folder`.
-    validate
-        Studies for the held-out loss, in place of a share of the cells.
+    task
+        The same in every process.
 
     Raises
     ------
@@ -83,11 +79,12 @@ def fit(
     OSError
         A checkpoint could not be written.
     """
+    network = task.network
     with torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []):
-        tune.leave_out(network, recipe)
-        tune.freeze(network, train.freeze)
-        with tune.adapters(network, train.lora, seed=seed):
-            history = _Fit(fabric, network, studies, recipe, train, folder, seed, validate).run(resume=resume)
+        tune.leave_out(network, task.recipe)
+        tune.freeze(network, task.train.freeze)
+        with tune.adapters(network, task.train.lora, seed=task.seed):
+            history = _Fit(fabric, task).run()
     for each in fabric.loggers:
         each.finalize("success")
     network.requires_grad_(True)
@@ -98,33 +95,24 @@ def fit(
 class _Fit:
     """The state of one call of `fit`."""
 
-    def __init__(
-        self,
-        fabric: Fabric,
-        network: Network,
-        studies: list[Study],
-        recipe: Recipe,
-        train: TrainConfig,
-        folder: Path,
-        seed: int,
-        validate: list[Study] | None,
-    ):
-        self.fabric, self.recipe, self.train, self.folder, self.seed = fabric, recipe, train, folder, seed
-        self.network, self.studies, self.others = network, studies, validate or studies
-        options: dict[str, Any] = {"cells": train.cells, "ratios": recipe.ratios, "seed": seed}
-        self.plan = Plan(studies, **options, held_out=0.0 if validate else train.held_out, training=True)
+    def __init__(self, fabric: Fabric, task: Task):
+        self.fabric, self.task, self.recipe, self.train, self.seed = fabric, task, task.recipe, task.train, task.seed
+        self.network, self.folder, self.studies = task.network, task.folder, task.studies
+        recipe, train, validate = task.recipe, task.train, list(task.validate)
+        self.others = validate or self.studies
+        options: dict[str, Any] = {"cells": train.cells, "ratios": recipe.ratios, "seed": task.seed}
+        self.plan = Plan(self.studies, **options, held_out=0.0 if validate else train.held_out, training=True)
         held_out = Plan(self.others, **options, held_out=1.0 if validate else train.held_out, training=False)
         self.held_out = held_out.epoch(0)
         self._refuse_nothing(train)
         self.steps = sum(len(self.plan.epoch(number)) for number in range(train.epochs))
         self.progress = Progress(world=fabric.world_size)
-        self.budget = budget(network, train, recipe)
-        network.backbone.recompute = train.checkpointing
+        self.budget = budget(self.network, train, recipe)
+        self.network.backbone.recompute = train.checkpointing
         if train.compile:
-            network.backbone.compile_blocks()
-        self.module: Any = fabric.setup_module(
-            Learner(network, recipe, devices.gather if fabric.world_size > 1 else lambda x: x)
-        )
+            self.network.backbone.compile_blocks()
+        learner = Learner(self.network, recipe, devices.gather if fabric.world_size > 1 else lambda x: x)
+        self.module: Any = fabric.setup_module(learner)
         learned = [p for p in self.module.parameters() if p.requires_grad]
         self._precision: Any = fabric.strategy.precision
         self._scaled = self._precision.precision == "16-mixed"
@@ -146,9 +134,10 @@ class _Fit:
         if train.keep == "best" and not len(self.held_out):
             logger.warning("keep='best' without held-out cells: the last epoch is kept")
 
-    def run(self, *, resume: bool) -> list[dict[str, float]]:
+    def run(self) -> list[dict[str, float]]:
         """All epochs that are left."""
-        if self.fabric.broadcast(resume and (self.folder / checkpoint.LAST).exists()):  # one disk, many views of it
+        last = self.folder / checkpoint.LAST
+        if self.fabric.broadcast(self.task.resume and last.exists()):  # one disk, many views of it
             self._load()
         with Stop() as stop:
             while self.progress.epoch < self.train.epochs and not self._patience_is_over():
@@ -334,7 +323,3 @@ class _Fit:
             self._save()
             msg = f"stopped and saved after step {self.progress.step}; the same call goes on from there"
             raise stop.error(msg)
-
-
-def _as_it_is(rows: torch.Tensor) -> torch.Tensor:
-    return rows

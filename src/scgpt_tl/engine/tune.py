@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from scgpt_tl._compat import need
-from scgpt_tl.engine._fields import nearest
+from scgpt_tl._nearest import nearest
 from scgpt_tl.engine.config import PARTS
 from scgpt_tl.models._weights import HEADS
 

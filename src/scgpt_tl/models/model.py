@@ -47,6 +47,8 @@ class Model:
     """Where the weights come from; plain values that JSON can hold."""
     coverage: Coverage | None = None
     """How the file's weights covered the network; None for a model made here."""
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    """What a task keeps beside the weights, by name: the classifier of a probe, the reference of a kNN."""
 
     def __post_init__(self) -> None:
         found = (len(self.vocab), self.vocab.pad_id, self.vocab.cls_id)
@@ -93,6 +95,8 @@ class Model:
 
     def save(self, folder: str | Path, *, card: str | None = None, overwrite: bool = False) -> Path:
         """Write a native folder: model.safetensors, config.json, vocab.json, provenance.json.
+
+        And arrays.safetensors, where the model has `arrays`.
 
         It is written beside and renamed, so `folder` is whole or not there.
 
@@ -192,10 +196,10 @@ def with_random_weights(model: Model, *, rng: int | np.random.Generator = 0) -> 
     """
     seed = as_seed(rng)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # and no device's
         network = Network(model.config).eval()
     provenance = {"random_weights_of": model.name, "seed": seed}
-    return replace(model, network=network, name=f"{model.name}-random", provenance=provenance, coverage=None)
+    return replace(model, network=network, name=f"{model.name}-random", provenance=provenance, arrays={}, coverage=None)
 
 
 def _find(model: str | Path) -> Path:

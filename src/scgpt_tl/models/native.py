@@ -1,4 +1,4 @@
-"""The native folder: model.safetensors, config.json, vocab.json, provenance.json (and MODEL_CARD.md)."""
+"""The native folder: model.safetensors, config.json, vocab.json, provenance.json; arrays.safetensors, MODEL_CARD.md."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -22,11 +24,12 @@ if TYPE_CHECKING:
     from scgpt_tl.core.scgpt import Network
     from scgpt_tl.models.model import Model
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, ARRAYS = "model.safetensors", "arrays.safetensors"
 
 
 def write(model: Model, folder: str | Path, *, card: str | None = None, overwrite: bool = False) -> Path:
     """Write a model; see `Model.save`."""
+    arrays = {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in model.arrays.items()}
     head = {
         "format": FORMAT,
         "name": model.name,
@@ -35,6 +38,7 @@ def write(model: Model, folder: str | Path, *, card: str | None = None, overwrit
         "batches": model.batches,
         "weights_sha256": model.sha256,
         "vocab_sha256": model.vocab.sha256,
+        "arrays_sha256": fingerprint(arrays) if arrays else None,
         "scgpt_tl": __version__,
     }
     texts = {"config.json": _dump(head), "provenance.json": _dump(model.provenance)}
@@ -44,6 +48,8 @@ def write(model: Model, folder: str | Path, *, card: str | None = None, overwrit
     with written_beside(folder, overwrite=overwrite) as beside:
         try:
             save_file(state, beside / WEIGHTS, metadata={"format": "pt"})
+            if arrays:
+                save_file(arrays, beside / ARRAYS, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk comes as this
             raise OSError(str(error)) from error
         model.vocab.save(beside / "vocab.json")
@@ -83,6 +89,7 @@ def read(folder: Path) -> dict[str, Any]:
         "labels": _map(head, "labels", file),
         "batches": _map(head, "batches", file),
         "provenance": _provenance(folder / "provenance.json"),
+        "arrays": _arrays(folder / ARRAYS, head, file),
         "coverage": coverage,
     }
 
@@ -136,6 +143,19 @@ def _provenance(file: Path) -> dict[str, Any]:
         msg = f"{file.parent} lacks {file.name}, which says where the model comes from; fetch the folder again"
         raise FileNotFoundError(msg)
     return read_json(file)
+
+
+def _arrays(path: Path, head: dict[str, Any], file: Path) -> dict[str, np.ndarray]:
+    """What lies beside the weights; folders older than it have none."""
+    said, there = head.get("arrays_sha256"), path.is_file()
+    if said is None and not there:
+        return {}
+    if not there:
+        msg = f"{path.parent} lacks {path.name}, which {file.name} speaks of; fetch the folder again"
+        raise FileNotFoundError(msg)
+    state = _read_weights(path)
+    _compare_hash(head, "arrays_sha256", fingerprint(state), path, file)
+    return {name: tensor.numpy() for name, tensor in state.items()}
 
 
 def _dump(value: dict[str, Any]) -> str:

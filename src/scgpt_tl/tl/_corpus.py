@@ -6,13 +6,13 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from scgpt_tl._nearest import nearest
 from scgpt_tl.engine.study import Source
 from scgpt_tl.genes.canonical import canonical_names, ensembl_id, familiar_names, symbols_of_ids, written_names
 from scgpt_tl.genes.folders import DATA_VARIABLE
@@ -178,9 +178,7 @@ def _below(folder: Path) -> list[Path]:
 def _weights(weights: Mapping[str, float], items: Mapping[str, Any]) -> dict[str, float]:
     for name, weight in weights.items():
         if name not in items:
-            near = get_close_matches(str(name), items, 1)
-            hint = f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(map(repr, items))}"
-            msg = f"weights names the study {name!r}, which the corpus does not have{hint}"
+            msg = f"weights names the study {name!r}, which the corpus does not have; {nearest(name, items)}"
             raise ValueError(msg)
         if weight == 0:
             logger.warning("study %r has the weight 0 and is left out", name)

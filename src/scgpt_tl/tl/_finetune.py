@@ -29,6 +29,7 @@ def scgpt_finetune(
     batch_key: str | None = None,
     train: TrainConfig | None = None,
     resume: bool = True,
+    overwrite: bool = False,
     rng: int | np.random.Generator = 0,
 ) -> Model:
     """Train a model on (preprint, section 4.5), with any recipe.
@@ -53,6 +54,8 @@ def scgpt_finetune(
         How to train. None: 10 epochs at rate 1e-4 that falls by a tenth after each, the best of them kept.
     resume
         Go on with a run of the same arguments that was cut off; one that is finished is loaded.
+    overwrite
+        Replace the model that `out` holds.
     rng
         Seed of new weights, order, samples and splits.
 
@@ -78,5 +81,6 @@ def scgpt_finetune(
         recipe=recipe_named(recipe),
         train=train or FINETUNE,
         resume=resume,
+        overwrite=overwrite,
         seed=as_seed(rng),
     )
