@@ -1,0 +1,311 @@
+"""`tl.scgpt_annotate`: cell types, learned on a reference or by a folder that has learned them."""
+
+from __future__ import annotations
+
+import copy as copying
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+import scgpt_tl
+from scgpt_tl._random import as_seed
+from scgpt_tl._slots import OWNER, SLOTS, UNKNOWN, copied, refuse_foreign
+from scgpt_tl.engine.annotate import check_method, learn, options_for
+from scgpt_tl.engine.annotator import METHODS, Annotator
+from scgpt_tl.engine.predict import ROWS, Compute
+from scgpt_tl.metrics import class_scores
+from scgpt_tl.models.model import load_model
+from scgpt_tl.pp._blocks import open_layer
+from scgpt_tl.pp._genes import genes_of
+from scgpt_tl.tl._embed import _check_input
+from scgpt_tl.tl._reference import lesson_of, shared_genes
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scgpt_tl.engine.calling import Calling
+    from scgpt_tl.engine.config import TrainConfig
+    from scgpt_tl.models.model import Model
+
+logger = logging.getLogger(__name__)
+_MAKER = "tl.scgpt_annotate"
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """Where this call writes."""
+
+    label: str
+    probability: str
+    probabilities: str
+
+    @classmethod
+    def of(cls, key_added: str | None) -> _Keys:
+        """The default keys, or those made of one name."""
+        if key_added is None:
+            return cls(SLOTS.label, SLOTS.probability, SLOTS.probabilities)
+        return cls(key_added, f"{key_added}_probability", f"{key_added}_probabilities")
+
+    @property
+    def places(self) -> dict[str, tuple[str, ...]]:
+        """By slot."""
+        return {"obs": (self.label, self.probability), "obsm": (self.probabilities,), "uns": (self.label,)}
+
+
+def scgpt_annotate(  # noqa: PLR0913 (each is a choice of its own; how to train is grouped)
+    query: AnnData,
+    *,
+    reference: AnnData | None = None,
+    labels_key: str | None = None,
+    model: str | Path | Model = "pbmc-mini",
+    method: str = "finetune",
+    train: TrainConfig | None = None,
+    layer: str | None = None,
+    save: str | Path | None = None,
+    key_added: str | None = None,
+    return_model: bool = False,
+    overwrite: bool = False,
+    copy: bool = False,
+    rng: int | np.random.Generator = 0,
+) -> AnnData | Model | tuple[AnnData, Model] | None:
+    """Tell cell types (preprint, section 4.5), with probabilities that can be believed and the call "unknown".
+
+    With `reference`: a model learns its cell types on the genes that both share, is calibrated on a tenth of each type
+    that it does not learn from, and tells those of the query. Without: `model` is a folder that such a call has saved.
+
+    Parameters
+    ----------
+    query
+        Cells to annotate: counts or normalised values, in memory or backed.
+    reference
+        Cells of known type, with the same kind of values. Cells without a label are left out.
+    labels_key
+        Column of `reference.obs` with the types.
+    model
+        Name, folder or `Model` to learn from; without `reference`, one that has learned.
+    method
+        - "finetune": all weights learn, with a new classifier on the cell embedding that starts as the probe.
+        - "head": the classifier alone learns.
+        - "lora": the same with low-rank adapters in place of the blocks' weights (extra `lora`).
+        - "probe": logistic regression on zero-shot embeddings. Takes seconds; often as good.
+        - "knn": votes of the 10 nearest cells of the reference in the zero-shot embedding.
+    train
+        How to train, for the first three. None: 20,000 cells shown in 3 to 10 epochs by a small model, a large one as
+        published; in either case the best epoch on the held-out cells is kept.
+    layer
+        Layer to read, in query and reference; None is `.X`.
+    save
+        Folder for what was learned: `scgpt_annotate(other, model=folder)` annotates with it. Training that was cut off
+        goes on when it is called again with the same arguments.
+    key_added
+        Write under this key instead of the defaults below.
+    return_model
+        Return the model that annotates (beside the copy, with `copy`).
+    overwrite
+        Write over slots, or a `save` folder, that hold something else; what is learned is then learned anew.
+    copy
+        Return a changed copy and leave `query` alone.
+    rng
+        Seed of everything that is learned. A saved folder keeps its own.
+
+    Returns
+    -------
+    None; the copy, the model, or both where they are asked for. Sets, when all is done:
+
+    `.obs["scgpt_pred"]` : category (n_obs,)
+        The likeliest type, or "unknown": below the threshold that one of a hundred held-out cells is below (none is set
+        with fewer than 50 of these), or without any gene of the model.
+    `.obs["scgpt_probability"]` : float32 (n_obs,)
+        Of the likeliest type, called or not; calibrated (temperature scaling).
+    `.obsm["scgpt_probabilities"]` : float32 (n_obs, C)
+        Of every type.
+    `.uns["scgpt_pred"]` : dict
+        `classes` (names of the C columns), `temperature`, `threshold`, `metrics` (of the held-out cells), `history`,
+        `n_unknown`, `params`.
+
+    With `key_added=k`: `k`, `k_probability`, `k_probabilities` and `.uns[k]`.
+
+    Raises
+    ------
+    ValueError
+        Labels that cannot be learned (one type, measurements), an unknown method, too few genes shared, values that
+        cannot be read, a model that annotates nothing or was changed, a slot that holds something else.
+    KeyError
+        No such column or layer.
+    FileNotFoundError
+        No such model.
+    FileExistsError
+        `save` holds something else.
+    ImportError
+        The method needs a package that is not installed.
+
+    Examples
+    --------
+    >>> scgpt_tl.tl.scgpt_annotate(query, reference=reference, labels_key="cell_type", save="blood-types")
+    >>> scgpt_tl.tl.scgpt_annotate(tomorrow, model="blood-types")
+    """
+    keys, seed = _Keys.of(key_added), as_seed(rng)
+    _check_places(query, keys, overwrite=overwrite, copy=copy)
+    given = {"labels_key": labels_key, "train": train, "save": save}
+    loaded = _starting_model(model, method, reference, given)
+    with _folder(save) as out:
+        if reference is None:
+            annotator, compute = Annotator.of(loaded), Compute()
+            _check_input(query, loaded, layer, None)
+            shared_genes(genes_of(query, loaded.vocab).ids, annotator.genes, what="model")
+        else:
+            options = options_for(method, loaded.config, train, reference.n_obs)
+            compute = Compute(device=options.device, progress=options.progress)
+            _check_input(query, loaded, layer, None)
+            lesson = lesson_of(reference, query, labels_key, loaded, layer=layer, seed=seed)
+            how: dict[str, Any] = {"method": method, "options": options, "out": out, "seed": seed}
+            made = learn(lesson, model=loaded, judge=_judge, overwrite=overwrite, **how)
+            annotator = Annotator.of(made if save else _held(made))
+    probabilities, codes = _tell(query, annotator, layer, compute)
+    if copy:
+        query = copied(query)
+    _write(query, keys, annotator, probabilities, codes, layer)
+    returned = [x for x, wanted in ((query, copy), (annotator.model, return_model)) if wanted]
+    return tuple(returned) if len(returned) > 1 else returned[0] if returned else None
+
+
+def _check_places(query: Any, keys: _Keys, *, overwrite: bool, copy: bool) -> None:
+    """Refuse what could not be written at the end, or would write over something else."""
+    if not (hasattr(query, "obsm") and hasattr(query, "varm") and hasattr(query, "isbacked")):
+        msg = f"query is {type(query).__name__}; AnnData is expected (of a MuData, one modality: mdata['rna'])"
+        raise TypeError(msg)
+    refuse_foreign(query, keys.places, key=keys.label, maker=_MAKER, overwrite=overwrite, argument="key_added")
+    if query.is_view and query.isbacked and not copy:
+        msg = "query is a view of a backed object, which takes no results: give copy=True, or query.to_memory()"
+        raise ValueError(msg)
+
+
+def _starting_model(model: Any, method: str, reference: Any, given: dict[str, Any]) -> Model:
+    """The model to learn from or to annotate with, and no argument that would not be heard."""
+    check_method(method)
+    if reference is not None:
+        if not (hasattr(reference, "obs") and hasattr(reference, "is_view")):
+            msg = f"reference is {type(reference).__name__}; AnnData is expected (a folder that has learned is model=)"
+            raise TypeError(msg)
+        return load_model(model)
+    if idle := [name for name, value in given.items() if value is not None]:
+        msg = f"{', '.join(idle)} says how to learn, and there is no reference= to learn from"
+        raise ValueError(msg)
+    loaded = load_model(model)
+    learned = Annotator.of(loaded).method
+    if method not in (METHODS[0], learned):
+        msg = f"method={method!r}: model {loaded.name!r} has learned by {learned!r}; leave method out"
+        raise ValueError(msg)
+    return loaded
+
+
+@contextmanager
+def _folder(save: str | Path | None) -> Iterator[Path]:
+    """Where to learn: the user's folder, or one that is gone in the end."""
+    if save is not None:
+        yield Path(save).expanduser()
+        return
+    with TemporaryDirectory(prefix="scgpt_tl_", ignore_cleanup_errors=True) as folder:
+        try:
+            yield Path(folder) / "annotator"
+        except (KeyboardInterrupt, SystemExit) as stop:
+            msg = "stopped; nothing was kept, since save= names no folder from which the same call could go on"
+            raise type(stop)(msg) from stop
+
+
+def _held(model: Model) -> Model:
+    """A model whose file may go: what was memory-mapped is in memory."""
+    arrays = {name: np.array(x) for name, x in model.arrays.items()}
+    return replace(model, network=copying.deepcopy(model.network), arrays=arrays)
+
+
+def _judge(codes: np.ndarray, calling: Calling, probabilities: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
+    """Scores of held-out cells, plain numbers."""
+    names = np.array([*classes, UNKNOWN], dtype=object)
+    called = names[calling.codes(probabilities)]
+    found = class_scores(names[codes], called, probabilities=probabilities, classes=list(classes))
+    kept = ("accuracy", "balanced_accuracy", "f1_macro", "ece", "n_cells", "n_unknown")
+    return {name: getattr(found, name) for name in kept}
+
+
+def _tell(query: AnnData, annotator: Annotator, layer: str | None, compute: Compute) -> tuple[np.ndarray, np.ndarray]:
+    """(n, C) probabilities and (n,) codes, -1 unknown; a cell without any gene of the model is."""
+    ids, matrix = genes_of(query, annotator.model.vocab).ids, open_layer(query, layer)
+    scores = annotator.scores(matrix.blocks(ROWS), ids, total=query.n_obs, compute=compute)
+    probabilities = annotator.calling.probabilities(scores)
+    codes = annotator.calling.codes(probabilities)
+    known = (annotator.tokenizer(ids).column_ids >= 0).astype(np.float32)
+    shown = [(abs(block) @ known) > 0 for _, block in matrix.blocks(ROWS)]
+    codes[~np.concatenate(shown)] = -1
+    return probabilities, codes
+
+
+def _write(
+    query: AnnData,
+    keys: _Keys,
+    annotator: Annotator,
+    probabilities: np.ndarray,
+    codes: np.ndarray,
+    layer: str | None,
+) -> None:
+    """All slots, at once."""
+    kept, classes = annotator.model.provenance["annotation"], list(annotator.classes)
+    called = pd.Categorical.from_codes(np.where(codes < 0, len(classes), codes), categories=[*classes, UNKNOWN])
+    result = {
+        OWNER: _MAKER,
+        "classes": np.array(classes, dtype=str),
+        "temperature": annotator.calling.temperature,
+        "threshold": annotator.calling.threshold,
+        "n_unknown": int((codes < 0).sum()),
+        "metrics": dict(kept["metrics"]),
+        "history": _history(annotator.model),
+        "params": _params(annotator, layer),
+    }
+    query.obs[keys.label] = pd.Series(called, index=query.obs_names)
+    query.obs[keys.probability] = probabilities.max(axis=1)
+    query.obsm[keys.probabilities] = probabilities
+    query.uns[keys.label] = result
+
+
+def _history(model: Model) -> dict[str, Any]:
+    """Epoch -> losses as columns; "train/loss" lies in "train", since h5ad takes no slash in a name."""
+    columns: dict[str, Any] = {}
+    records = model.provenance.get("history") or []
+    for name in dict.fromkeys(name for record in records for name in record):
+        values = np.array([record.get(name, np.nan) for record in records])
+        group, _, part = name.partition("/")
+        if part:
+            columns.setdefault(group, {})[part] = values
+        else:
+            columns[name] = values
+    return columns
+
+
+def _params(annotator: Annotator, layer: str | None) -> dict[str, Any]:
+    """What is needed to repeat the run, in types that h5ad holds."""
+    model = annotator.model
+    kept, base = model.provenance["annotation"], model.provenance["base"]
+    reference = {name: kept["reference"][name] for name in ("cells", "held_out", "labels_key")}
+    train = {name: str(value) for name, value in model.provenance.get("train", {}).items()}
+    return {
+        "model": model.name,
+        "weights_sha256": model.sha256,
+        "base": base["name"],
+        "base_sha256": base["sha256"],
+        "method": annotator.method,
+        "seed": annotator.seed,
+        "layer": "X" if layer is None else layer,
+        "n_genes": len(annotator.genes),
+        "reference": reference | {"sha256": np.array(kept["reference"]["sha256"], dtype=str)},
+        **({"train": train} if train else {}),
+        "scgpt_tl": scgpt_tl.__version__,
+        "torch": str(torch.__version__),
+    }
