@@ -253,7 +253,7 @@ def test_without_save_nothing_is_left(base: Model, labelled, tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("file", "change", "said"),
     [
-        ("provenance.json", lambda d: d["annotation"].update(threshold=0.0), "was changed after it learned"),
+        ("provenance.json", lambda d: d["annotation"].update(threshold=0.9), "was changed after it learned"),
         ("provenance.json", lambda d: d["annotation"].update(temperature=-1), "was changed after it learned"),
         ("provenance.json", lambda d: d["annotation"].pop("seed"), "was changed after it learned"),
         ("provenance.json", lambda d: d["annotation"].update(format=9), "has format 9, this scgpt_tl reads 1"),

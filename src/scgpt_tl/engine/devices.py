@@ -117,18 +117,18 @@ def from_first(fabric: Fabric, make: Callable[[], T]) -> T:
 
     Raises
     ------
-    Exception
+    BaseException
         See `together`.
     """
     if not dist.is_initialized():
         return make()
     made: Any = None
-    error: Exception | None = None
+    error: BaseException | None = None
     if fabric.global_rank == 0:
         try:
             made = make()
-        except Exception as found:  # noqa: BLE001 (raised again, in every process)
-            error = found
+        except (Exception, KeyboardInterrupt, SystemExit) as found:
+            error = found  # raised again, in every process
     together(fabric, error)
     return fabric.broadcast(made)
 

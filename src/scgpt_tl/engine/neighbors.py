@@ -59,7 +59,8 @@ def nearest(
     own
         (m,) row of the reference that is the query itself and is left out; -1 where there is none.
     groups
-        (m,) and (n,) integers: a query does not see the rows of its own group, and nobody sees a row of group -1.
+        (m,) and (n,) integers, or (m, G) and (n, G) for G ways to group: a query does not see a row that shares a group
+        with it, and nobody sees a row of group -1. Query and row of the same way are compared.
     block
         Rows of the reference in memory at a time.
 
@@ -80,7 +81,8 @@ def nearest(
     _check(queries, reference, k)
     m, n = len(queries), reference.shape[0]
     own = np.full(m, _NONE) if own is None else np.asarray(own, dtype=np.int64)
-    mine = np.full(m, _NONE - 1) if groups is None else np.asarray(groups[0], dtype=np.int64)
+    mine, kept = (np.full(m, _NONE - 1), None) if groups is None else groups
+    mine = _codes(mine)
     best, rows = np.full((m, k), -np.inf), np.full((m, k), _NONE)
     held = np.empty((min(n, block), queries.shape[1]), np.float32)
     room = np.empty(min(m, _QUERIES) * len(held), np.float32)
@@ -89,7 +91,7 @@ def nearest(
             part = held[: min(block, n - start)]  # a copy: a memory map's pages are let go of at once
             np.copyto(part, reference[start : start + len(part)])
             check_unit(part, "reference", first=start)
-            theirs = np.zeros(len(part), np.int64) if groups is None else _codes(groups[1], start, len(part))
+            theirs = _codes(np.zeros(len(part)) if kept is None else kept[start : start + len(part)])
             for first in range(0, m, _QUERIES):
                 some = slice(first, min(first + _QUERIES, m))
                 size = (some.stop - first, len(part))
@@ -199,8 +201,9 @@ def _check(queries: np.ndarray, reference: Rows, k: int) -> None:
     check_unit(queries, "queries")
 
 
-def _codes(groups: np.ndarray, start: int, n: int) -> np.ndarray:
-    return np.asarray(groups[start : start + n], dtype=np.int64)
+def _codes(groups: np.ndarray) -> np.ndarray:
+    """(n, G) int64."""
+    return np.array(groups, dtype=np.int64, order="C").reshape(len(groups), -1 if len(groups) else 1)
 
 
 def _threads() -> int:
@@ -259,7 +262,7 @@ def _insert(
     k = len(best)
     own, mine = unseen
     for j in range(part[0], part[1]):
-        if near[j] < np.float32(best[k - 1] - slack) or j == own or theirs[j] == mine or theirs[j] == -1:
+        if near[j] < np.float32(best[k - 1] - slack) or j == own or _hidden(mine, theirs[j]):
             continue
         exact = _dot(query, block[j])
         if exact <= best[k - 1]:
@@ -270,6 +273,14 @@ def _insert(
             place -= 1
         best[place], rows[place] = exact, start + j
     return best[k - 1]
+
+
+@jit(nogil=True)
+def _hidden(mine: Any, theirs: Any) -> Any:
+    hidden = False
+    for g in range(len(mine)):
+        hidden |= theirs[g] == mine[g] or theirs[g] == -1
+    return hidden
 
 
 @jit(nogil=True)

@@ -90,9 +90,9 @@ def carry_out(job: Job, fabric: Fabric | None = None) -> Model:
     FileExistsError
         `out` holds another model.
     """
-    if done := _finished(job):
-        return done
-    devices.launch(fabric or fabric_for(job.out, job.train), _work, job=job)
+    fabric = devices.begin(fabric or fabric_for(job.out, job.train))
+    if not devices.from_first(fabric, lambda: _finished(job) is not None):  # one look for all processes
+        devices.launch(fabric, _work, job=job)
     return load_model(job.out)
 
 

@@ -51,12 +51,12 @@ def chosen(index: str, n_rows: int) -> str:
         "approximate" was asked for, and there is neither package.
     """
     check_index(index)
-    if index == "exact" or (index == "auto" and n_rows <= EXACT_UP_TO):
-        return "exact"
     there = [package for package in ("faiss", "pynndescent") if find_spec(package)]
-    if not there and index == "approximate":
+    if index == "exact" or (index == "auto" and (n_rows <= EXACT_UP_TO or "faiss" not in there)):
+        return "exact"
+    if not there:
         need("faiss", extra="faiss")
-    return there[0] if there else "exact"
+    return there[0]
 
 
 def search(
@@ -65,19 +65,20 @@ def search(
     k: int,
     *,
     index: str = "auto",
-    own: np.ndarray | None = None,
-    labels: np.ndarray | None = None,
+    groups: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Neighbours as `neighbors.nearest` tells them, by the search that `index` names.
 
     Parameters
     ----------
-    queries, reference, k, own
+    queries, reference, k
         As for `nearest`.
     index
-        "exact"; "approximate": faiss (an inverted file) or pynndescent, built here; "auto" by the reference's size.
-    labels
-        (n,) codes; rows of code -1 are not seen.
+        "exact"; "approximate": faiss (an inverted file) or, without it, pynndescent, built here. Either holds all rows
+        that are seen, in float32: 0.5 GB for a million of 128 numbers, pynndescent its graph and a second copy besides.
+        "auto": exact up to `EXACT_UP_TO` rows and where faiss is absent, else faiss.
+    groups
+        (m,) and (n,), as for `nearest`.
 
     Raises
     ------
@@ -88,17 +89,17 @@ def search(
     """
     how = chosen(index, reference.shape[0])
     if how == "exact":
-        groups = None if labels is None else (np.full(len(queries), -2), labels)
-        return nearest(queries, reference, k, own=own, groups=groups)
-    seen = np.arange(reference.shape[0]) if labels is None else np.flatnonzero(np.asarray(labels) >= 0)
-    more = min(k + (own is not None), len(seen))
+        return nearest(queries, reference, k, groups=groups)
+    mine, theirs = (np.full(len(queries), -2), np.zeros(reference.shape[0])) if groups is None else groups
+    seen = np.flatnonzero(theirs != -1)
+    hidden = np.unique(theirs[np.isin(theirs, mine)], return_counts=True)[1]
+    more = min(k + int(hidden.max(initial=0)), len(seen))  # as many may have to be dropped
     ask = _faiss(reference, seen) if how == "faiss" else _pynndescent(reference, seen)
     distances, rows = np.full((len(queries), k), np.inf, np.float32), np.full((len(queries), k), -1)
     for start in range(0, len(queries), _AT_ONCE):
         some = slice(start, start + _AT_ONCE)
         found = ask(queries[some], more)
-        if own is not None:
-            found = np.where(found == np.asarray(own)[some, None], -1, found)
+        found = np.where(theirs[found] == mine[some, None], -1, found)
         distances[some, :more], rows[some, :more] = (x[:, :k] for x in _ranked(queries[some], reference, found))
     return distances, rows
 

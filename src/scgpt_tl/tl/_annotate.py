@@ -98,7 +98,7 @@ def scgpt_annotate(  # noqa: PLR0913 (each is a choice of its own; how to train 
         - "probe": logistic regression on zero-shot embeddings. Takes seconds; often as good.
         - "knn": votes of the 10 nearest cells of the reference in the zero-shot embedding.
     train
-        How to train, for the first three. None: 20,000 cells shown in 3 to 10 epochs by a small model, a large one as
+        How to train, for the first three. None: 8,000 cells shown in 3 to 10 epochs to a small model, a large one as
         published; in either case the best epoch on the held-out cells is kept.
     layer
         Layer to read, in query and reference; None is `.X`.
