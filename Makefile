@@ -1,5 +1,5 @@
 # Two commands for everyone, `make demo` and `make test`: each makes .venv, installs what it needs and runs.
-# The rest is for developers: lint, docs, bench, clean.
+# The rest is for developers: lint, docs, tutorials, bench, clean.
 
 # The first Python >= 3.11 found; another is chosen by `make PYTHON=/path/to/python test`.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -16,7 +16,7 @@ export SCGPT_TL_DATA := $(abspath ../shared/data)
 endif
 endif
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test lint docs tutorials bench clean
 
 demo: .venv/.has-package
 	$(BIN)/scgpt-tl demo $(ARGS)
@@ -32,6 +32,10 @@ lint: .venv/.has-lint
 
 docs: .venv/.has-docs
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+# Runs the tutorials and puts their results into them; one: `make tutorials ARGS=tutorials/map.ipynb`.
+tutorials: .venv/.has-docs .venv/.has-test
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tutorials/execute.py $(ARGS)
 
 # Every figure that the README quotes; one of them: `make bench ARGS=benchmarks/bench_binning.py`.
 bench: .venv/.has-test

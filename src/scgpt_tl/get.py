@@ -185,7 +185,7 @@ def calibration_df(adata: AnnData, *, truth_key: str, key: str = SLOTS.label, n_
     Returns
     -------
     One row per bin: its edges `low` and `high`, `n` cells, their mean `confidence` and `accuracy` (missing in an empty
-    bin). `.attrs["ece"]` is the expected calibration error, the mean of |accuracy - confidence| over cells
+    bin). `.attrs["ece"]` is the expected calibration error, the mean of `|accuracy - confidence|` over cells
     (Guo et al. 2017, equation 3); `n_cells` and `n_missing` are beside it.
 
     Raises
