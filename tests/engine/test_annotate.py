@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from scgpt_tl._random import mix_words, stream_key
-from scgpt_tl.engine.annotate import _fitted, _regression, check_method, default_train, held_out_cells, options_for
+from scgpt_tl.engine.annotate import (
+    _fitted,
+    _regression,
+    check_method,
+    default_train,
+    held_out_cells,
+    held_out_share,
+    options_for,
+)
 from scgpt_tl.engine.annotator import Annotator
 from scgpt_tl.engine.config import TrainConfig
 from scgpt_tl.engine.predict import Compute
@@ -39,6 +47,14 @@ def test_of_few_cells_one_is_held_out_and_one_stays():
     codes = np.array([0, 0, 1, 1, 1, 2])
     held = held_out_cells(codes, keys(6), seed=0)
     assert [int(held[codes == code].sum()) for code in range(3)] == [1, 1, 0]
+
+
+def test_the_share_held_out_is_the_users():
+    codes = np.repeat([0, 1], [100, 3])
+    counts = [held_out_cells(codes, keys(103), seed=0, share=share).sum() for share in (0.0, 0.25, 0.99)]
+    assert counts == [0, 26, 101]  # one of each class stays
+    given = [None, TrainConfig(), TrainConfig(held_out=0.3), TrainConfig(held_out=0)]
+    assert [held_out_share(train) for train in given] == [0.1, 0.1, 0.3, 0.0]
 
 
 def test_a_small_network_is_trained_quickly_and_a_large_one_as_published():
@@ -84,7 +100,7 @@ def test_a_probe_is_the_regression_of_standardised_embeddings(n_classes: int):
     cells = (rng.normal(size=(90, 6)) + 1.5 * np.eye(6)[codes] * [1, 10, 0.1, 1, 1, 1] + 5).astype(np.float32)
     found = _regression(cells, codes, n_classes)
     scaler = StandardScaler().fit(cells)
-    theirs = LogisticRegression(max_iter=2000).fit(scaler.transform(cells), codes)
+    theirs = LogisticRegression(C=20 / 90, max_iter=2000).fit(scaler.transform(cells), codes)
     scores = cells @ found["probe.coef"].T + found["probe.intercept"]
     shares = np.exp(scores - scores.max(1, keepdims=True))
     np.testing.assert_allclose(

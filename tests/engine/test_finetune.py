@@ -140,3 +140,8 @@ def test_a_run_may_begin_from_weights_of_ones_own(model: Model, toy_rows, tmp_pa
     assert seen == [("x", "y")]
     assert bool((made.network.heads.cls.out.bias > 6).all())
     assert "cls" not in model.config.heads
+    finetune([train], out=tmp_path / "m", **how)
+    other = replace(train, labels=np.array(["x", "z"] * 8, object))
+    with pytest.raises(FileExistsError):
+        finetune([other], out=tmp_path / "m", **how)
+    assert len(seen) == 1  # no work for a run that has ended, or is refused

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
+import mudata as md
 import numpy as np
 import pytest
 from scipy import sparse
 
 import scgpt_tl
+from scgpt_tl.engine.annotate import options_for
 from scgpt_tl.engine.annotator import METHODS
+from scgpt_tl.genes.vocab import GeneVocab
 from scgpt_tl.models.model import Model, load_model
 from scgpt_tl.tl import scgpt_annotate, scgpt_pretrain
 
@@ -120,17 +122,6 @@ def test_no_result_depends_on_neighbours_or_order(bundle: Path, labelled):
     )
 
 
-def test_the_order_of_the_reference_does_not_move_the_split(base: Model, labelled):
-    from scgpt_tl.tl._reference import lesson_of
-
-    cells = labelled(60, 1)
-    order = np.random.default_rng(0).permutation(60)
-    options = {"query": labelled(10, 2), "labels_key": "type", "model": base, "layer": None, "seed": 3}
-    lessons = [lesson_of(reference, **options) for reference in (cells, cells[order].copy())]
-    rows = [lesson.held_out.matrix.take(np.arange(6)).toarray() for lesson in lessons]
-    assert sorted(map(tuple, rows[0])) == sorted(map(tuple, rows[1]))
-
-
 def test_a_key_of_its_own_a_copy_and_the_model(base: Model, labelled):
     query = labelled(20, 2)
     copy, model = annotate(query, labelled(60, 1), base, key_added="mine", copy=True, return_model=True)
@@ -140,7 +131,8 @@ def test_a_key_of_its_own_a_copy_and_the_model(base: Model, labelled):
     assert copy.uns["mine"]["scgpt_tl"] == "tl.scgpt_annotate"
     assert model.labels == ("even", "odd/one")
     again = labelled(20, 2)
-    scgpt_annotate(again, model=model, key_added="mine")
+    here = scgpt_tl.TrainConfig(device="cpu", progress=False)  # says how to compute, and is heard
+    scgpt_annotate(again, model=model, key_added="mine", train=here)
     np.testing.assert_array_equal(again.obsm["mine_probabilities"], copy.obsm["mine_probabilities"])
 
 
@@ -258,7 +250,13 @@ def test_without_save_nothing_is_left(base: Model, labelled, tmp_path: Path, mon
         ("provenance.json", lambda d: d["annotation"].pop("seed"), "was changed after it learned"),
         ("provenance.json", lambda d: d["annotation"].update(format=9), "has format 9, this scgpt_tl reads 1"),
         ("provenance.json", lambda d: d.pop("annotation"), "give reference= and labels_key= to learn"),
+        ("provenance.json", lambda d: d["annotation"].pop("metrics"), "was changed after it learned"),
+        ("provenance.json", lambda d: d["annotation"]["reference"].pop("cells"), "was changed after it learned"),
+        ("provenance.json", lambda d: d.pop("base"), "was changed after it learned"),
         ("config.json", lambda d: d["labels"].reverse(), "was changed after it learned"),
+        ("config.json", lambda d: d["config"].update(ties="upper"), "was changed after it learned"),
+        ("config.json", lambda d: d["config"].update(n_heads=1), "was changed after it learned"),
+        ("config.json", lambda d: d["config"].update(cls_value=0.0), "was changed after it learned"),
         ("config.json", lambda d: d.update(arrays_sha256="0"), "arrays.safetensors has the sha256"),
     ],
 )
@@ -282,61 +280,51 @@ def test_weights_changed_after_learning(bundle: Path, labelled):
         scgpt_annotate(labelled(20, 2), model=model)
 
 
-# ---- bad input
+def test_genes_renamed_after_learning(bundle: Path, labelled):
+    model = load_model(bundle)
+    names = model.vocab.genes
+    vocab = GeneVocab([*names[1:], names[0]])
+    with pytest.raises(ValueError, match="was changed after it learned"):
+        scgpt_annotate(labelled(20, 2), model=replace(model, vocab=vocab))
 
 
-def test_labels_that_cannot_be_learned(base: Model, labelled):
-    cells = labelled(60, 1)
-    cells.obs["one"] = "same"
-    cells.obs["none"] = None
-    cells.obs["score"] = np.linspace(0, 1, 60)
-    for key, error, said in (
-        (None, ValueError, "labels_key= must name the column"),
-        ("typ", KeyError, "is not in reference.obs .there: 'type'"),
-        ("one", ValueError, "one type, 'same'"),
-        ("none", ValueError, "no type at all"),
-        ("score", ValueError, "numbers with fractions"),
-    ):
-        with pytest.raises(error, match=said):
-            annotate(labelled(20, 2), cells, base, labels_key=key)
+def test_a_place_that_takes_no_model_is_refused_before_any_work(base: Model, labelled, tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    for save, said in ((tmp_path / "file", "save=.* is a file"), (tmp_path, "save=.* holds files that are no model")):
+        with pytest.raises(FileExistsError, match=said):
+            annotate(labelled(20, 2), labelled(60, 1), base, save=save, labels_key="none")
 
 
-def test_labels_that_are_mended_and_said(base: Model, labelled, caplog: pytest.LogCaptureFixture):
-    cells = labelled(60, 1)
-    cells.obs["number"] = np.arange(60) % 2
-    cells.obs["some"] = cells.obs["type"].astype(object)
-    cells.obs.iloc[:3, cells.obs.columns.get_loc("some")] = [None, "unknown", " "]
-    cells.obs.iloc[5, cells.obs.columns.get_loc("some")] = "rare"
-    with caplog.at_level(logging.WARNING):
+def test_another_unfinished_training_is_told_of_in_our_words(base: Model, labelled, tmp_path: Path):
+    folder = tmp_path / "types.training"
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")
+    (folder / "last.ckpt").touch()
+    with pytest.raises(ValueError, match="another save=, or overwrite=True to start anew"):
+        annotate(labelled(20, 2), labelled(60, 1), base, method="head", save=tmp_path / "types")
+
+
+def test_a_head_that_learns_alone_has_three_layers(base: Model, labelled):
+    model = replace(base, config=replace(base.config, n_layers_cls=1))  # as an annotator that is learned from
+    made = annotate(labelled(20, 2), labelled(60, 1), model, method="head", return_model=True)
+    assert made.config.n_layers_cls == 3
+
+
+def test_the_share_held_out_and_the_cells_that_are_counted(base: Model, labelled, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    monkeypatch.setattr(
+        "scgpt_tl.tl._annotate.options_for", lambda *given: (seen.append(given[-1]), options_for(*given))[1]
+    )
+    reference = labelled(120, 1)
+    reference.obs.loc[reference.obs_names[:20], "type"] = "unknown"
+    for share, n_cells in ((0.02, 10), (0.3, 30), (0.0, None)):
         query = labelled(20, 2)
-        annotate(query, cells, base, labels_key="number")
-        assert "they are taken as names" in caplog.text
-        assert query.uns["scgpt_pred"]["classes"].tolist() == ["0", "1"]
-        annotate(query, cells, base, labels_key="some")
-    assert "3 of 60 cells have no label" in caplog.text
-    assert "types of a single cell" in caplog.text
-    assert "rare" in query.uns["scgpt_pred"]["classes"]
+        annotate(query, reference, base, train=replace(QUICK, held_out=share))
+        assert query.uns["scgpt_pred"]["metrics"].get("n_cells") == n_cells
+    assert seen == [100] * 3
 
 
-def test_genes_that_are_not_shared(base: Model, labelled, caplog: pytest.LogCaptureFixture):
-    query, reference = labelled(20, 2), labelled(60, 1)
-    with pytest.raises(ValueError, match="share 2 genes of the model"):
-        annotate(query[:, :26].copy(), reference[:, 24:].copy(), base)
-    with caplog.at_level(logging.WARNING):
-        annotate(query[:, :30].copy(), reference[:, 20:].copy(), base)
-    assert "share 10 genes" in caplog.text
-
-
-def test_a_query_that_shares_cells_is_told(base: Model, labelled, caplog: pytest.LogCaptureFixture):
-    reference = labelled(60, 1)
-    with caplog.at_level(logging.WARNING):
-        annotate(reference, reference, base)
-    assert "the query is the reference itself" in caplog.text
-    mixed = ad.concat([labelled(20, 2), reference[:7]])
-    mixed.obs_names = [f"new{i}" for i in range(27)]
-    with caplog.at_level(logging.WARNING):
-        annotate(mixed, reference, base)
-    assert "7 of 27 cells of the query have the very counts" in caplog.text
+# ---- bad input
 
 
 def test_slots_of_others_stay(base: Model, labelled):
@@ -354,7 +342,9 @@ def test_slots_of_others_stay(base: Model, labelled):
     [
         ({"method": "finetun"}, ValueError, "did you mean 'finetune'"),
         ({"labels_key": "type"}, ValueError, "labels_key says how to learn"),
-        ({"save": "x", "train": QUICK}, ValueError, "train, save says how to learn"),
+        ({"save": "x", "train": replace(QUICK, epochs=3)}, ValueError, r"save, train\.epochs, .* says how to learn"),
+        ({"key_added": "X_scGPT"}, ValueError, "where tl.scgpt_embed keeps"),
+        ({"key_added": "scgpt"}, ValueError, "where tl.scgpt_embed keeps"),
         ({"method": "knn"}, ValueError, "has learned by 'probe'; leave method out"),
         ({"reference": "folder"}, TypeError, "reference is str"),
     ],
@@ -376,6 +366,19 @@ def test_no_cells_and_no_anndata(bundle: Path, base: Model, labelled):
         annotate(labelled(20, 2)[:0].copy(), labelled(60, 1), base)
     with pytest.raises(TypeError, match="query is dict"):
         scgpt_annotate({}, model=bundle)
+    mixed = md.MuData({"rna": labelled(20, 2)})
+    with pytest.raises(TypeError, match=r"reference is MuData; .*mdata\['rna'\]"):
+        annotate(labelled(20, 2), mixed, base)
+    with pytest.raises(TypeError, match="query is MuData"):
+        scgpt_annotate(mixed, model=bundle)
+
+
+def test_values_that_cannot_be_read_say_whose(base: Model, labelled):
+    good, bad = labelled(60, 1), labelled(60, 1)
+    bad.X = -bad.X
+    for query, reference, side in ((bad, good, "query: "), (good, bad, "reference: ")):
+        with pytest.raises(ValueError, match=f"^{side}"):
+            annotate(query, reference, base)
 
 
 def test_several_processes_are_refused(base: Model, labelled):

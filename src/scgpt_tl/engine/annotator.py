@@ -79,14 +79,14 @@ class Annotator:
         try:
             calling = Calling(float(kept["temperature"]), float(kept["threshold"]))
             found = cls(model, kept["method"], model.arrays["genes"], kept["seed"], calling)
-            whole = kept["sha256"] == found.sha256
+            whole = kept["sha256"] == found.sha256 and _tells_of_itself(model.provenance)
         except (KeyError, TypeError, ValueError):
             whole = False
         if not whole:
             msg = (
-                f"the annotation of model {model.name!r} does not belong to its weights and classes: one of them was "
-                "changed after it learned, by hand or by training on; take the folder as it was saved, or learn again "
-                "with reference="
+                f"the annotation of model {model.name!r} is not whole, or does not belong to its weights, config and "
+                "classes: one of them was changed after it learned, by hand or by training on; take the folder as it "
+                "was saved, or learn again with reference="
             )
             raise ValueError(msg)
         return found
@@ -95,8 +95,9 @@ class Annotator:
     def sha256(self) -> str:
         """Of all that decides what is told."""
         arrays = {name: torch.from_numpy(np.array(x)) for name, x in self.model.arrays.items()}
-        parts = [_FORMAT, self.method, asdict(self.calling), self.seed, list(self.classes)]
-        return sha256(json.dumps([*parts, self.model.sha256, fingerprint(arrays)]).encode()).hexdigest()
+        model, calling = self.model, asdict(self.calling)
+        parts = [_FORMAT, self.method, calling, self.seed, list(self.classes), model.config.to_dict()]
+        return sha256(json.dumps([*parts, model.vocab.sha256, model.sha256, fingerprint(arrays)]).encode()).hexdigest()
 
     def bundle(self, **told: Any) -> Model:
         """The model, with what `of` reads and whatever else is `told` (plain values)."""
@@ -157,3 +158,11 @@ class Annotator:
             return np.log(vote(distances, votes, len(self.classes), temperature=_WARMTH, prior=1.0))
         with torch.inference_mode():
             return self.model.heads.cls(torch.from_numpy(cells)).numpy()
+
+
+def _tells_of_itself(provenance: Mapping[str, Any]) -> bool:
+    """Whether all is there that results say of the model: where it starts, how it was trained, what it learned from."""
+    kept, base = provenance["annotation"], provenance["base"]
+    there = {"cells", "held_out", "labels_key", "counts", "sha256"} <= set(kept["reference"])
+    trained = kept["method"] not in TRAINED or isinstance(provenance["train"], Mapping)
+    return there and trained and {"name", "sha256"} <= set(base) and isinstance(kept["metrics"], Mapping)

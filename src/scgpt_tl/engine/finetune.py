@@ -40,7 +40,7 @@ def finetune(
     """Train `model` on; see `tl.scgpt_finetune`, which opens the data. The model itself is left as it is.
 
     `validate`: studies for the held-out loss, in place of a share of the cells. `begin` may change the weights of the
-    adapted model in place before training; the recipe's name should tell.
+    adapted model in place before the first step; the recipe's name should tell.
     """
     norm, joined = model.config.input_norm, model.config.batch_in_heads
     with_batches = recipe.needs_batches or norm == "domain" or joined
@@ -51,8 +51,6 @@ def finetune(
     adapted, fresh = adapt(model, recipe, labels=labels, batches=batches, seed=seed)
     if fresh:
         logger.info("weights that %r does not have start at random: %s", model.name, ", ".join(fresh))
-    if begin is not None:
-        begin(adapted)
     studies, others = ([_study(source, adapted, train, seed) for source in some] for some in (sources, validate))
     base = {"name": model.name, "sha256": model.sha256, "fresh": fresh}
     told = {"data": [source.manifest for source in sources], "base": base, "labels": labels, "batches": batches}
@@ -60,7 +58,8 @@ def finetune(
     if validate:
         told["validate"] = [source.manifest for source in validate]
     how: dict[str, Any] = {"seed": seed, "resume": resume, "overwrite": overwrite}
-    return carry_out(Job(adapted, studies, others, recipe=recipe, train=train, out=out, told=told, card=_card, **how))
+    job = Job(adapted, studies, others, recipe=recipe, train=train, out=out, told=told, card=_card, begin=begin, **how)
+    return carry_out(job)
 
 
 def adapt(

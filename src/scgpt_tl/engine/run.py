@@ -51,6 +51,8 @@ class Job:
     overwrite: bool = False
     informed: bool = False
     """The gene table starts from the singular vectors of the studies; else as it is."""
+    begin: Callable[[Model], object] | None = None
+    """May change the weights to start from; not asked where nothing is left to train, or a checkpoint has them."""
 
     @property
     def run(self) -> dict[str, Any]:
@@ -107,6 +109,8 @@ def _work(fabric: Fabric, job: Job) -> None:
         table = devices.from_first(fabric, lambda: _table(job))
         if table is not None:
             start_from(job.model.network.backbone.genes.table.weight, table)
+        if job.begin is not None and not _goes_on(job):
+            job.begin(job.model)
         how: dict[str, Any] = {"validate": job.validate, "resume": job.resume}
         task = Task(job.model.network, job.studies, job.recipe, job.train, job.folder, job.seed, **how)
         history = fit(fabric, task)
@@ -115,9 +119,14 @@ def _work(fabric: Fabric, job: Job) -> None:
 
 def _table(job: Job) -> np.ndarray | None:
     """(n_tokens, D) to start the gene table from; None where it stays, or a checkpoint brings another."""
-    if not job.informed or (job.resume and (job.folder / checkpoint.LAST).exists()):
+    if not job.informed or _goes_on(job):
         return None
     return svd_table(job.studies, job.model.config.d_model, seed=job.seed)
+
+
+def _goes_on(job: Job) -> bool:
+    """Whether a checkpoint brings the weights."""
+    return job.resume and (job.folder / checkpoint.LAST).exists()
 
 
 def _save(job: Job, history: list[dict[str, float]]) -> None:

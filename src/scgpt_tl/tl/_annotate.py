@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import copy as copying
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,22 +13,23 @@ import torch
 
 import scgpt_tl
 from scgpt_tl._random import as_seed
-from scgpt_tl._slots import OWNER, SLOTS, UNKNOWN, copied, refuse_foreign
-from scgpt_tl.engine.annotate import check_method, learn, options_for
+from scgpt_tl._slots import OWNER, SLOTS, UNKNOWN, check_anndata, copied, refuse_embed_s, refuse_foreign
+from scgpt_tl.engine.annotate import check_method, held_out_share, learn, options_for
 from scgpt_tl.engine.annotator import METHODS, Annotator
-from scgpt_tl.engine.predict import ROWS, Compute
+from scgpt_tl.engine.predict import ROWS
 from scgpt_tl.metrics import class_scores
 from scgpt_tl.models.model import load_model
 from scgpt_tl.pp._blocks import open_layer
 from scgpt_tl.pp._genes import genes_of
-from scgpt_tl.tl._embed import _check_input
-from scgpt_tl.tl._reference import lesson_of, shared_genes
+from scgpt_tl.tl._learned import check_save, compute_of, folder_for, history_columns, in_memory, unheard
+from scgpt_tl.tl._reference import check_side, lesson_of, read_labels, shared_genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from scgpt_tl.engine.calling import Calling
     from scgpt_tl.engine.config import TrainConfig
+    from scgpt_tl.engine.predict import Compute
     from scgpt_tl.models.model import Model
 
 logger = logging.getLogger(__name__)
@@ -86,7 +83,8 @@ def scgpt_annotate(  # noqa: PLR0913 (each is a choice of its own; how to train 
     query
         Cells to annotate: counts or normalised values, in memory or backed.
     reference
-        Cells of known type, with the same kind of values. Cells without a label are left out.
+        Cells of known type, with the same kind of values. Cells without a label are left out, and those whose label is
+        "unknown", "nan", "<NA>" or "None".
     labels_key
         Column of `reference.obs` with the types.
     model
@@ -99,7 +97,9 @@ def scgpt_annotate(  # noqa: PLR0913 (each is a choice of its own; how to train 
         - "knn": votes of the 10 nearest cells of the reference in the zero-shot embedding.
     train
         How to train, for the first three. None: 8,000 cells shown in 3 to 10 epochs to a small model, a large one as
-        published; in either case the best epoch on the held-out cells is kept.
+        published; in either case the best epoch on the held-out cells is kept. `held_out` is the share of each type
+        that is held out, for every method; left at `TrainConfig`'s default it is a tenth. Without `reference` only
+        `device`, `max_memory`, `max_tokens` and `progress` may be given.
     layer
         Layer to read, in query and reference; None is `.X`.
     save
@@ -137,9 +137,12 @@ def scgpt_annotate(  # noqa: PLR0913 (each is a choice of its own; how to train 
     ------
     ValueError
         Labels that cannot be learned (one type, measurements), an unknown method, too few genes shared, values that
-        cannot be read, a model that annotates nothing or was changed, a slot that holds something else.
+        cannot be read, no such layer, a model that annotates nothing or was changed, a slot that holds something else,
+        a `save` folder with another unfinished training.
     KeyError
-        No such column or layer.
+        No such column.
+    TypeError
+        `query` or `reference` is no AnnData.
     FileNotFoundError
         No such model.
     FileExistsError
@@ -154,21 +157,23 @@ def scgpt_annotate(  # noqa: PLR0913 (each is a choice of its own; how to train 
     """
     keys, seed = _Keys.of(key_added), as_seed(rng)
     _check_places(query, keys, overwrite=overwrite, copy=copy)
-    given = {"labels_key": labels_key, "train": train, "save": save}
-    loaded = _starting_model(model, method, reference, given)
-    with _folder(save) as out:
+    refuse_embed_s(key_added)
+    check_save(save, overwrite=overwrite)
+    idle = [name for name, value in {"labels_key": labels_key, "save": save}.items() if value is not None]
+    loaded, compute = _starting_model(model, method, reference, [*idle, *unheard(train)]), compute_of(train)
+    with folder_for(save, "annotator") as out:
         if reference is None:
-            annotator, compute = Annotator.of(loaded), Compute()
-            _check_input(query, loaded, layer, None)
+            annotator = Annotator.of(loaded)
+            check_side("query", query, loaded, layer)
             shared_genes(genes_of(query, loaded.vocab).ids, annotator.genes, what="model")
         else:
-            options = options_for(method, loaded.config, train, reference.n_obs)
-            compute = Compute(device=options.device, progress=options.progress)
-            _check_input(query, loaded, layer, None)
-            lesson = lesson_of(reference, query, labels_key, loaded, layer=layer, seed=seed)
+            labels, share = read_labels(reference, labels_key), held_out_share(train)
+            options = options_for(method, loaded.config, train, labels.n_cells)
+            check_side("query", query, loaded, layer)
+            lesson = lesson_of(reference, query, labels, loaded, layer=layer, seed=seed, share=share)
             how: dict[str, Any] = {"method": method, "options": options, "out": out, "seed": seed}
             made = learn(lesson, model=loaded, judge=_judge, overwrite=overwrite, **how)
-            annotator = Annotator.of(made if save else _held(made))
+            annotator = Annotator.of(in_memory(made) if save is None else made)
     probabilities, codes = _tell(query, annotator, layer, compute)
     if copy:
         query = copied(query)
@@ -179,24 +184,20 @@ def scgpt_annotate(  # noqa: PLR0913 (each is a choice of its own; how to train 
 
 def _check_places(query: Any, keys: _Keys, *, overwrite: bool, copy: bool) -> None:
     """Refuse what could not be written at the end, or would write over something else."""
-    if not (hasattr(query, "obsm") and hasattr(query, "varm") and hasattr(query, "isbacked")):
-        msg = f"query is {type(query).__name__}; AnnData is expected (of a MuData, one modality: mdata['rna'])"
-        raise TypeError(msg)
+    check_anndata(query, "query")
     refuse_foreign(query, keys.places, key=keys.label, maker=_MAKER, overwrite=overwrite, argument="key_added")
     if query.is_view and query.isbacked and not copy:
         msg = "query is a view of a backed object, which takes no results: give copy=True, or query.to_memory()"
         raise ValueError(msg)
 
 
-def _starting_model(model: Any, method: str, reference: Any, given: dict[str, Any]) -> Model:
+def _starting_model(model: Any, method: str, reference: Any, idle: list[str]) -> Model:
     """The model to learn from or to annotate with, and no argument that would not be heard."""
     check_method(method)
     if reference is not None:
-        if not (hasattr(reference, "obs") and hasattr(reference, "is_view")):
-            msg = f"reference is {type(reference).__name__}; AnnData is expected (a folder that has learned is model=)"
-            raise TypeError(msg)
+        check_anndata(reference, "reference")
         return load_model(model)
-    if idle := [name for name, value in given.items() if value is not None]:
+    if idle:
         msg = f"{', '.join(idle)} says how to learn, and there is no reference= to learn from"
         raise ValueError(msg)
     loaded = load_model(model)
@@ -205,26 +206,6 @@ def _starting_model(model: Any, method: str, reference: Any, given: dict[str, An
         msg = f"method={method!r}: model {loaded.name!r} has learned by {learned!r}; leave method out"
         raise ValueError(msg)
     return loaded
-
-
-@contextmanager
-def _folder(save: str | Path | None) -> Iterator[Path]:
-    """Where to learn: the user's folder, or one that is gone in the end."""
-    if save is not None:
-        yield Path(save).expanduser()
-        return
-    with TemporaryDirectory(prefix="scgpt_tl_", ignore_cleanup_errors=True) as folder:
-        try:
-            yield Path(folder) / "annotator"
-        except (KeyboardInterrupt, SystemExit) as stop:
-            msg = "stopped; nothing was kept, since save= names no folder from which the same call could go on"
-            raise type(stop)(msg) from stop
-
-
-def _held(model: Model) -> Model:
-    """A model whose file may go: what was memory-mapped is in memory."""
-    arrays = {name: np.array(x) for name, x in model.arrays.items()}
-    return replace(model, network=copying.deepcopy(model.network), arrays=arrays)
 
 
 def _judge(codes: np.ndarray, calling: Calling, probabilities: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -266,27 +247,13 @@ def _write(
         "threshold": annotator.calling.threshold,
         "n_unknown": int((codes < 0).sum()),
         "metrics": dict(kept["metrics"]),
-        "history": _history(annotator.model),
+        "history": history_columns(annotator.model),
         "params": _params(annotator, layer),
     }
     query.obs[keys.label] = pd.Series(called, index=query.obs_names)
     query.obs[keys.probability] = probabilities.max(axis=1)
     query.obsm[keys.probabilities] = probabilities
     query.uns[keys.label] = result
-
-
-def _history(model: Model) -> dict[str, Any]:
-    """Epoch -> losses as columns; "train/loss" lies in "train", since h5ad takes no slash in a name."""
-    columns: dict[str, Any] = {}
-    records = model.provenance.get("history") or []
-    for name in dict.fromkeys(name for record in records for name in record):
-        values = np.array([record.get(name, np.nan) for record in records])
-        group, _, part = name.partition("/")
-        if part:
-            columns.setdefault(group, {})[part] = values
-        else:
-            columns[name] = values
-    return columns
 
 
 def _params(annotator: Annotator, layer: str | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
@@ -11,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from scgpt_tl._slots import SLOTS, UNKNOWN
-from scgpt_tl.engine.annotate import Lesson, held_out_cells
+from scgpt_tl.engine.annotate import HELD_OUT, Lesson, held_out_cells
 from scgpt_tl.engine.predict import ROWS
-from scgpt_tl.pp._blocks import open_layer
+from scgpt_tl.metrics._checks import names as names_of
+from scgpt_tl.pp._blocks import _parent, open_layer
 from scgpt_tl.pp._check import LEAST_SHARE
 from scgpt_tl.pp._genes import genes_of
 from scgpt_tl.tl._corpus import open_corpus
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FEW = 0.5  # share of common genes below which it is said
+_LEAST_SHARED = 20  # genes in common, to tell types by
 _LEAST_GENES = 10  # that a cell must express to be told from another by its counts
+_NO_TYPE = ("", UNKNOWN, "nan", "<na>", "none", "nat")  # in small letters; what missing values become as text
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,13 @@ class Labels:
     """(n,) int64, -1: none."""
     names: tuple[str, ...]
     """In the order of the codes, each with a cell."""
+    key: str
+    """Column of `.obs`."""
+
+    @property
+    def n_cells(self) -> int:
+        """Cells with a type."""
+        return int((self.codes >= 0).sum())
 
     @property
     def counts(self) -> list[int]:
@@ -62,32 +73,48 @@ def read_labels(reference: AnnData, labels_key: str | None) -> Labels:
         msg = f"labels_key= must name the column of reference.obs that holds cell types (there: {there})"
         raise ValueError(msg)
     if labels_key not in reference.obs:
+        near = get_close_matches(labels_key, map(str, reference.obs), 1)
         msg = f"labels_key={labels_key!r} is not in reference.obs (there: {there})"
-        raise KeyError(msg)
-    column = pd.Series(np.asarray(reference.obs[labels_key], dtype=object))
-    _refuse_numbers(column, labels_key)
-    missing = (column.isna() | column.astype(str).str.strip().isin(["", UNKNOWN])).to_numpy()
-    text = column.astype(str).to_numpy(dtype=str)
+        raise KeyError(msg + (f"; did you mean {near[0]!r}?" if near else ""))
+    text, missing = types_of(reference.obs[labels_key], labels_key)
     names, codes = np.unique(text[~missing], return_inverse=True)
     if len(names) < 2:
         found = f"one type, {str(names[0])!r}" if len(names) else "no type at all"
         msg = f"labels_key={labels_key!r}: the reference has {found}; two or more are needed to tell them apart"
         raise ValueError(msg)
-    labels = Labels(np.full(len(text), -1, np.int64), tuple(names.tolist()))
+    labels = Labels(np.full(len(text), -1, np.int64), tuple(names.tolist()), labels_key)
     labels.codes[~missing] = codes
     _tell_of_labels(labels, labels_key)
     return labels
 
 
+def types_of(values: Any, labels_key: str) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) str names of types, without blanks around them, and (n,) bool where there is none.
+
+    No type: no value, its text ("nan", "<NA>", "None"), an empty text, "unknown"; in letters of any case. Numbers are
+    names too where all are whole, 1.0 as "1".
+
+    Raises
+    ------
+    ValueError
+        Numbers with fractions.
+    """
+    column = pd.Series(np.asarray(values, dtype=object))
+    _refuse_numbers(column, labels_key)
+    text = np.array([(name or "").strip() for name in names_of(column)], dtype=str)
+    return text, np.isin(np.char.lower(text), _NO_TYPE)
+
+
 def _refuse_numbers(column: pd.Series, labels_key: str) -> None:
     kind = pd.api.types.infer_dtype(column, skipna=True)
-    if kind in ("floating", "mixed-integer-float", "decimal", "complex"):
+    floats = kind in ("floating", "mixed-integer-float")
+    if kind in ("decimal", "complex") or (floats and (pd.to_numeric(column).dropna() % 1 != 0).any()):
         msg = (
             f"labels_key={labels_key!r} holds numbers with fractions, no names of types; if they number clusters, make "
             f"them text first: reference.obs[{labels_key!r}].astype('Int64').astype(str)"
         )
         raise ValueError(msg)
-    if kind in ("integer", "boolean", "mixed-integer"):
+    if floats or kind in ("integer", "boolean", "mixed-integer"):
         logger.warning("labels_key=%r holds numbers: they are taken as names of types", labels_key)
 
 
@@ -116,39 +143,55 @@ def shared_genes(query: np.ndarray, learned: np.ndarray, *, what: str) -> np.nda
     Raises
     ------
     ValueError
-        They are less than a fifth of the smaller side's genes.
+        They are fewer than 20, or less than a fifth of the smaller side's genes.
     """
     ours, theirs = (np.unique(ids[ids >= 0]) for ids in (query, learned))
     both = np.intersect1d(ours, theirs)
     share = len(both) / max(1, min(len(ours), len(theirs)))
     each = f"query: {len(ours):,}, {what}: {len(theirs):,}"
     said = f"the query and the {what} share {len(both):,} genes of the model ({each})"
-    if share < LEAST_SHARE:
-        msg = f"{said}; at least {LEAST_SHARE:.0%} of the smaller number are needed. Are both filtered to other genes?"
+    if share < LEAST_SHARE or len(both) < _LEAST_SHARED:
+        least = f"at least {LEAST_SHARE:.0%} of the smaller number, and {_LEAST_SHARED}, are needed"
+        msg = f"{said}; {least}. Are both filtered to other genes?"
         raise ValueError(msg)
     if share < _FEW or len(both) < _FEW * len(theirs):
         logger.warning("%s: types that differ in the others are hard to tell", said)
     return both
 
 
+def check_side(side: str, adata: AnnData, model: Model, layer: str | None) -> None:
+    """Refuse what cannot work, and say of which of two data sets it is."""
+    try:
+        _check_input(adata, model, layer, None)
+    except ValueError as error:
+        msg = f"{side}: {error}"
+        raise ValueError(msg) from error
+
+
 def lesson_of(
-    reference: AnnData, query: AnnData, labels_key: str | None, model: Model, *, layer: str | None, seed: int
+    reference: AnnData,
+    query: AnnData,
+    labels: Labels,
+    model: Model,
+    *,
+    layer: str | None,
+    seed: int,
+    share: float = HELD_OUT,
 ) -> Lesson:
-    """What is learned from a reference for a query: cells with a label, genes that both have, a tenth held out.
+    """What is learned from a reference for a query: cells with a label, genes that both have, a share held out.
 
     Raises
     ------
-    KeyError, ValueError
-        As `read_labels`, `shared_genes` and `pp.check_input` do.
+    ValueError
+        As `shared_genes` and `pp.check_input` do.
     """
-    labels = read_labels(reference, labels_key)
     if reference is not query:
-        _check_input(reference, model, layer, None)
+        check_side("reference", reference, model, layer)
     ids = genes_of(reference, model.vocab).ids
     both = shared_genes(genes_of(query, model.vocab).ids, ids, what="reference")
-    keys = _cell_keys(reference, model, both, layer)
-    _tell_of_twins(keys, reference, query, model, both, layer)
-    held_out = held_out_cells(labels.codes, keys, seed=seed)
+    keys, telling = _cell_keys(reference, model, both, layer)
+    _tell_of_twins(keys[telling], reference, query, model, both, layer)
+    held_out = held_out_cells(labels.codes, keys, seed=seed, share=share)
     known = labels.codes >= 0
     parts = {"reference": known & ~held_out, "held-out": held_out}
     names = np.where(np.isin(ids, both), model.vocab.names[ids], "").tolist()
@@ -157,7 +200,7 @@ def lesson_of(
         name: replace(source, genes=names, labels=np.array(labels.names, dtype=object)[labels.codes[parts[name]]])
         for name, source in sources.items()
     }
-    told: dict[str, Any] = {"labels_key": labels_key, "cells": int(known.sum()), "held_out": int(held_out.sum())}
+    told: dict[str, Any] = {"labels_key": labels.key, "cells": labels.n_cells, "held_out": int(held_out.sum())}
     told |= {"counts": labels.counts, "sha256": [source.manifest["sha256"] for source in made.values()]}
     return Lesson(made["reference"], made.get("held-out"), both, told)
 
@@ -166,8 +209,16 @@ def _sources(reference: AnnData, layer: str | None, parts: dict[str, np.ndarray]
     """Rows of a reference as studies; those without rows are left out."""
     shown = reference if layer is None else _with_layer(reference, layer)
     rows = {name: np.flatnonzero(part) for name, part in parts.items() if part.any()}
-    found = open_corpus({name: shown[part] for name, part in rows.items()}, model_vocab=model.vocab)
+    found = open_corpus({name: _some(shown, part) for name, part in rows.items()}, model_vocab=model.vocab)
     return {source.name: source for source in found}
+
+
+def _some(adata: AnnData, rows: np.ndarray) -> AnnData:
+    """Some cells; of a view of a file by way of the whole, since anndata makes no view of that view."""
+    if not (adata.is_view and adata.isbacked):
+        return adata[rows]
+    parent, cells, genes = _parent(adata)
+    return parent[np.arange(parent.n_obs)[cells][rows], genes]
 
 
 def _with_layer(reference: AnnData, layer: str) -> AnnData:
@@ -177,12 +228,13 @@ def _with_layer(reference: AnnData, layer: str) -> AnnData:
     return ad.AnnData(reference.layers[layer], obs=obs, var=reference.var, uns=kept)
 
 
-def _cell_keys(adata: AnnData, model: Model, genes: np.ndarray, layer: str | None) -> np.ndarray:
-    """(n,) uint64 content hash of each cell over some genes; 0 where it expresses too few of them to be known by."""
+def _cell_keys(adata: AnnData, model: Model, genes: np.ndarray, layer: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) uint64 content hash of each cell over some genes, and (n,) bool whether it has enough to be known by."""
     ids = genes_of(adata, model.vocab).ids
     tokenizer = Tokenizer(np.where(np.isin(ids, genes), ids, -1), model.vocab.keys, model.config.cls_id, max_length=2)
-    blocks = (tokenizer(block) for _, block in open_layer(adata, layer).blocks(ROWS))
-    return np.concatenate([np.where(block.n_genes >= _LEAST_GENES, block.keys, 0) for block in blocks])
+    blocks = [tokenizer(block) for _, block in open_layer(adata, layer).blocks(ROWS)]
+    keys, n_genes = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("keys", "n_genes"))
+    return keys, n_genes >= _LEAST_GENES
 
 
 def _tell_of_twins(
@@ -192,8 +244,8 @@ def _tell_of_twins(
     if query is reference:
         logger.warning("the query is the reference itself: its cells are told by what was learned from them")
         return
-    theirs = _cell_keys(query, model, genes, layer)
-    if twins := int(np.isin(theirs[theirs != 0], keys).sum()):
+    theirs, _ = _cell_keys(query, model, genes, layer)
+    if twins := int(np.isin(theirs, keys).sum()):
         logger.warning(
             "%s cells of the query have the very counts of a cell of the reference: they are told by what was learned "
             "from them, and show nothing about other cells",
