@@ -27,6 +27,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, toy_cells) -> dict[str, Path
     for cells in (query, reference):
         cells.obs["type"] = np.where(np.arange(cells.n_obs) % 2, "odd/one", "even")
     query.uns["kept"], query.layers["kept"] = "yes", query.X.copy()
+    query.obsm["kept"], query.raw = np.ones((20, 2)), query.copy()
     query.write_h5ad(paths["query.h5ad"])
     query.write_zarr(paths["query.zarr"])
     reference.write_h5ad(paths["reference.h5ad"])
@@ -55,9 +56,10 @@ def test_the_file_has_what_the_function_writes(files: dict[str, Path], tmp_path:
     assert found.obs["scgpt_pred"].tolist() == there.obs["scgpt_pred"].tolist()
     assert found.uns["scgpt_pred"]["classes"].tolist() == ["even", "odd/one"]
     assert (found.X != there.X).nnz == 0
-    if query == "query.h5ad":
-        assert found.uns["kept"] == "yes"
-        assert "kept" in found.layers
+    assert found.uns["kept"] == "yes"
+    assert (found.layers["kept"] != there.X).nnz == 0
+    assert (found.raw.X != there.X).nnz == 0
+    np.testing.assert_array_equal(found.obsm["kept"], np.ones((20, 2)))
     assert "20 cells, " in capsys.readouterr().out
 
 

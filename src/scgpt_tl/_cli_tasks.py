@@ -89,7 +89,7 @@ def add_integrate(commands: Any, common: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--layer", help="layer with the expression (default: X)")
     add("--key-added", help="name of the result (default: X_scGPT_integrated in obsm, scgpt_integrated in uns)")
-    add("--config", type=Path, help="YAML file of training options")
+    add("--config", type=Path, help="YAML file of training options; with a saved model of device, memory and progress")
     add("--rng", type=int, default=0, help="seed (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace --out, --save, and a slot that something else wrote")
     commands.choices["integrate"].set_defaults(run=_integrate)
@@ -154,6 +154,7 @@ def add_map(commands: Any, common: argparse.ArgumentParser) -> None:
     add("query", type=Path, help=".h5ad or .zarr; its matrix is read in blocks, never whole")
     add("--reference", type=Path, required=True, help="folder of build-reference, or .h5ad or .zarr of labelled cells")
     add("--labels-key", help="column of obs of a reference that is a file (default: places alone)")
+    add("--batch-key", help="its column of obs with batches or donors, by which distances are judged")
     add("-o", "--out", type=Path, required=True, help=".h5ad: the query with the result in its slots")
     add("--model", help="name or folder (default: the reference's own; pbmc-mini where it is a file)")
     add("--layer", help="layer with the expression, of both files (default: X)")
@@ -172,7 +173,7 @@ def _map(args: argparse.Namespace) -> None:
         reference = open_data(reference, args.layer)
     from scgpt_tl import tl
 
-    names = ("labels_key", "model", "layer", "k", "index", "key_added", "overwrite", "rng")
+    names = ("labels_key", "batch_key", "model", "layer", "k", "index", "key_added", "overwrite", "rng")
     start = time.perf_counter()
     tl.scgpt_map(query, reference, **{name: getattr(args, name) for name in names}, **_compute(args))
     key = args.key_added or SLOTS.mapped
@@ -198,7 +199,7 @@ def _compute(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def open_data(path: Path, layer: str | None) -> AnnData:
-    """Open a file without reading its matrix."""
+    """Open a file with all that it holds, without reading its matrices."""
     import anndata as ad
 
     if not path.exists():
@@ -212,20 +213,28 @@ def open_data(path: Path, layer: str | None) -> AnnData:
     import zarr
 
     store = zarr.open_group(path, mode="r")
-    layers = {} if layer is None else {layer: _matrix(store, f"layers/{layer}", path)}
-    return ad.AnnData(
-        _matrix(store, "X", path), obs=ad.io.read_elem(store["obs"]), var=ad.io.read_elem(store["var"]), layers=layers
-    )
+    for key in ("X",) if layer is None else (f"layers/{layer}",):
+        if key not in store:
+            msg = f"{path} has no {key}"
+            raise KeyError(msg)
+    small = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")
+    parts: dict[str, Any] = {name: ad.io.read_elem(store[name]) for name in small if name in store}
+    names = store["layers"].keys() if "layers" in store else ()  # type: ignore[union-attr]
+    layers = {name: _matrix(store, f"layers/{name}") for name in names}
+    if "raw/X" in store:
+        raw = {name: ad.io.read_elem(store[f"raw/{name}"]) for name in ("var", "varm") if f"raw/{name}" in store}
+        parts["raw"] = {"X": _matrix(store, "raw/X"), **raw}
+    return ad.AnnData(_matrix(store, "X") if "X" in store else None, layers=layers, **parts)
 
 
-def _matrix(store: Any, key: str, path: Path) -> Any:
+def _matrix(store: Any, key: str) -> Any:
+    """Opened, not read."""
     import anndata as ad
     import zarr
 
-    if key not in store:
-        msg = f"{path} has no {key}"
-        raise KeyError(msg)
     found = store[key]
+    if found.attrs.get("encoding-type") == "null":
+        return None
     return ad.io.sparse_dataset(found) if isinstance(found, zarr.Group) else found
 
 

@@ -10,4 +10,4 @@ def nearest(name: object, names: Iterable[str]) -> str:
     """For a message: the name that was meant, as far as can be told, else all of them."""
     names = list(names)
     near = get_close_matches(str(name), names, 1)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names) or 'none'}"

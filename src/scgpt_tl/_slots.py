@@ -44,6 +44,20 @@ UNKNOWN = "unknown"
 OWNER = "scgpt_tl"
 
 
+def check_anndata(data: Any, argument: str) -> None:
+    """Refuse what is no AnnData; a MuData has nearly all of its attributes.
+
+    Raises
+    ------
+    TypeError
+        The message says what to give instead.
+    """
+    if hasattr(data, "mod") or not all(hasattr(data, name) for name in ("obsm", "varm", "obs_names", "isbacked")):
+        mend = "of a MuData, one modality: mdata['rna']; read a file by anndata.read_h5ad(path, backed='r')"
+        msg = f"{argument} is {type(data).__name__}; AnnData is expected ({mend})"
+        raise TypeError(msg)
+
+
 def is_ours(adata: Any, *, key: str, maker: str) -> bool:
     """Whether `.uns[key]` bears the mark of `maker`."""
     mark = adata.uns.get(key)
@@ -73,14 +87,29 @@ def refuse_foreign(
     Raises
     ------
     ValueError
-        A place holds something that `maker` did not write.
+        A place holds something that `maker` did not write, or its name cannot be kept in a file.
     """
+    for slot, names in places.items():
+        for name in names:
+            if not name or "/" in name:
+                msg = (
+                    f".{slot}[{name!r}] cannot be kept: a name in h5ad must not be empty or hold '/', which separates "
+                    f"folders there; give another {argument or 'name'}"
+                )
+                raise ValueError(msg)
     if overwrite or is_ours(adata, key=key, maker=maker):
         return
     taken = [f".{slot}[{name!r}]" for slot, names in places.items() for name in names if name in getattr(adata, slot)]
     if taken:
         mend = f"give another {argument}" if argument else "rename it"
         msg = f"{' and '.join(taken)} was not written by {maker}: {mend}, or overwrite=True if it may go"
+        raise ValueError(msg)
+
+
+def refuse_embed_s(key_added: str | None) -> None:
+    """Refuse a `key_added` under which `tl.scgpt_embed` keeps what the calling function reads or writes beside."""
+    if key_added in (SLOTS.embedding, SLOTS.run):
+        msg = f"key_added={key_added!r} is where tl.scgpt_embed keeps the zero-shot embedding: give another name"
         raise ValueError(msg)
 
 

@@ -13,7 +13,6 @@ import pytest
 from anndata import ImplicitModificationWarning
 
 import scgpt_tl
-from scgpt_tl.engine.integrate import Integrator
 from scgpt_tl.models.model import load_model
 from scgpt_tl.tl import scgpt_embed, scgpt_finetune, scgpt_integrate, scgpt_pretrain
 
@@ -122,48 +121,6 @@ def test_paper_keeps_batches_apart_in_statistics(base, cells):
     assert np.abs(other.obsm["X_scGPT_integrated"] - cells.obsm["X_scGPT_integrated"]).max() > 1e-4
 
 
-def test_new_batches_by_each_policy(base, cells, toy_cells):
-    model = integrate(cells, base, preset="paper", return_model=True)
-    new = batched(toy_cells(30, seed=8), ("x", "new"))
-    with pytest.raises(ValueError, match=r"batches 'new' are not among those .* \('x', 'y', 'z'\): new_batches='mean'"):
-        integrate(new, model, new_batches="refuse")
-    assert slots(new) == slots(batched(toy_cells(30)))
-    found = {}
-    for policy in ("mean", "adapt"):
-        shown = integrate(new, model, new_batches=policy, copy=True)
-        found[policy] = shown.obsm["X_scGPT_integrated"]
-        assert shown.uns["scgpt_integrated"]["params"]["policy"] == policy
-        assert shown.uns["scgpt_integrated"]["params"]["new_batches"].tolist() == ["new"]
-    known = (new.obs["lab"] == "x").to_numpy()
-    np.testing.assert_allclose(found["mean"][known], found["adapt"][known], atol=1e-6)
-    assert np.abs(found["mean"] - found["adapt"])[~known].max() > 1e-4
-    # the mean of the statistics, by hand
-    norms = model.backbone.input_norm.norms
-    extended = Integrator.of(model).extended(["new"]).model.backbone.input_norm.norms
-    assert len(norms) == 3
-    assert len(extended) == 4
-    mean = sum(norm.running_mean.numpy() for norm in norms) / 3
-    np.testing.assert_allclose(extended[3].running_mean.numpy(), mean, atol=1e-6)
-
-
-def test_adapted_statistics_are_those_of_the_tokens(base, cells):
-    integrator = Integrator.of(integrate(cells, base, preset="paper", return_model=True))
-    ids = integrator.model.vocab.ids(cells.var_names.tolist())
-    codes = np.searchsorted(["x", "y", "z"], cells.obs["lab"]).astype(np.int64)
-    some = codes != 2
-    x = cells.X[some]
-    found = integrator.measured(iter([(0, x)]), ids, codes[some]).model.backbone.input_norm.norms
-    block = integrator.tokenizer(ids)(x)
-    batch = block.batch(np.arange(x.shape[0]))
-    backbone = integrator.model.backbone
-    tokens = (backbone.genes(batch.gene_ids) + backbone.values(batch.values)).detach().numpy()
-    mine = codes[some][batch.cell_index.numpy()] == 1
-    np.testing.assert_allclose(found[1].running_mean.numpy(), tokens[mine].mean(0), atol=1e-5)
-    np.testing.assert_allclose(found[1].running_var.numpy(), tokens[mine].var(0), atol=1e-4)
-    before = backbone.input_norm.norms
-    np.testing.assert_array_equal(found[2].running_mean.numpy(), before[2].running_mean.numpy())
-
-
 def test_genes_of_a_batch_alone_are_not_read(base, cells):
     mixed = cells.copy()
     mixed.X = mixed.X.toarray()
@@ -208,23 +165,44 @@ def test_the_same_call_goes_on_where_it_was(base, cells, tmp_path, monkeypatch):
             integrate(cells, base, save=tmp_path / "m", train=train)
     assert not cells.obsm
     assert not cells.uns
+    (kept,) = tmp_path.glob("m.kin-*.npz")
+    groups = kept.read_bytes()
+    with pytest.raises(ValueError, match="unfinished run with other"):
+        integrate(cells, base, save=tmp_path / "m", train=replace(train, epochs=3))
+    assert kept.read_bytes() == groups
     integrate(cells, base, save=tmp_path / "m", train=train)
     np.testing.assert_array_equal(cells.obsm["X_scGPT_integrated"], whole.obsm["X_scGPT_integrated"])
     before = load_model(tmp_path / "m").sha256
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
     integrate(cells, base, save=tmp_path / "m", train=train)  # it has ended: nothing is trained
+    assert load_model(tmp_path / "m").sha256 == before
+    with monkeypatch.context() as patched:
+        patched.setattr("scgpt_tl.tl._integrate.zero_shot", pytest.fail)  # it is said before any work
+        for options in ({"rng": 1}, {"train": replace(train, epochs=3)}, {"n_genes": 30}):
+            with pytest.raises(FileExistsError, match=r"save=.*holds another model, 'm'"):
+                integrate(cells, base, **{"save": tmp_path / "m", "train": train} | options)
+    base.save(tmp_path / "m", overwrite=True)
+    with pytest.raises(FileExistsError, match=r"save=.*holds another model, 'base'"):
+        integrate(cells, base, save=tmp_path / "m", train=train)
+    integrate(cells, base, save=tmp_path / "m", train=train, overwrite=True)
     assert load_model(tmp_path / "m").sha256 == before
 
 
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"batch_key": "labs"}, KeyError, r"batch_key='labs' is not in \.obs \(there: 'lab', 'type'"),
+        ({"batch_key": "labs"}, KeyError, r"batch_key='labs' is not in \.obs; did you mean 'lab'"),
         ({"batch_key": "one"}, ValueError, "has one batch, 'same': two or more"),
         ({"batch_key": "missing"}, ValueError, "3 cells have no batch in 'missing'"),
         ({"batch_key": "measured"}, ValueError, "holds numbers with fractions"),
         ({"batch_key": "barcode"}, ValueError, "has 72 batches for 72 cells: is it the right column"),
-        ({"labels_key": "tipe"}, KeyError, r"labels_key='tipe' is not in \.obs"),
+        ({"labels_key": "tipe"}, KeyError, r"labels_key='tipe' is not in \.obs; did you mean 'type'"),
         ({"labels_key": "one"}, ValueError, "fewer than two cell types"),
+        ({"labels_key": "measured"}, ValueError, "labels_key='measured' holds numbers with fractions"),
+        ({"labels_key": "barcode"}, ValueError, "has 72 cell types on 72 cells: there is nothing to check"),
+        ({"labels_key": "two"}, ValueError, "has 2 cell types on 2 cells"),
+        ({"key_added": "a/b"}, ValueError, r"\.obsm\['a/b'\] cannot be kept.*give another key_added"),
+        ({"key_added": "X_scGPT", "overwrite": True}, ValueError, "is where tl.scgpt_embed keeps"),
         ({"preset": "papr"}, ValueError, "preset='papr' is unknown; did you mean 'paper'"),
         ({"new_batches": "adopt"}, ValueError, "new_batches='adopt' is unknown; did you mean 'adapt'"),
         ({"n_genes": 3}, ValueError, "n_genes=3: at least 20"),
@@ -236,6 +214,7 @@ def test_what_cannot_work_is_said_first(base, cells, options, error, said):
     cells.obs["one"] = "same"
     cells.obs["measured"] = np.linspace(0, 1.5, 72)
     cells.obs["barcode"] = cells.obs_names
+    cells.obs["two"] = ["a", "b", *[None] * 70]
     cells.obs["missing"] = cells.obs["lab"].astype(object)
     cells.obs.loc[cells.obs_names[:3], "missing"] = None
     before = slots(cells)
@@ -280,6 +259,17 @@ def test_a_slot_of_another_stays(base, cells):
     assert cells.obsm["X_scGPT_integrated"].shape == (72, 64)
 
 
+def test_what_lies_in_obsm_teaches_nothing(base, cells):
+    """An embedding of these weights, but of other cells."""
+    expected = integrate(cells, base, copy=True)
+    scgpt_embed(cells, model=base, progress=False)
+    cells.obsm["X_scGPT"] = stale = np.random.default_rng(0).permutation(cells.obsm["X_scGPT"])
+    integrate(cells, base)
+    np.testing.assert_array_equal(cells.obsm["X_scGPT_integrated"], expected.obsm["X_scGPT_integrated"])
+    assert cells.uns["scgpt_integrated"]["checks"] == expected.uns["scgpt_integrated"]["checks"]
+    np.testing.assert_array_equal(cells.obsm["X_scGPT"], stale)
+
+
 def test_another_zero_shot_embedding_stays(base, cells):
     cells.obsm["X_scGPT"] = np.ones((72, 3))
     integrate(cells, base)
@@ -287,14 +277,43 @@ def test_another_zero_shot_embedding_stays(base, cells):
     assert "scgpt" not in cells.uns
 
 
-def test_a_model_that_has_learned_takes_no_lesson(made):
+def test_a_model_that_has_learned_takes_no_lesson(made, capsys):
     adata, out = made
     other = "paper" if out.name == "auto" else None
-    with pytest.raises(ValueError, match=r"train, save says how to learn, and model .* has learned to integrate"):
-        integrate(adata, out, train=TRAIN, save=out.parent / "x")
+    train = scgpt_tl.TrainConfig(epochs=2, device="cpu", progress=False)
+    with pytest.raises(ValueError, match=r"^train.epochs, save says how to learn, and model .* has learned to int"):
+        integrate(adata, out, train=train, save=out.parent / "x")
+    with pytest.raises(ValueError, match=r"^n_genes says how to learn"):
+        integrate(adata, out, n_genes=30)
     if other:
         with pytest.raises(ValueError, match="preset says how to learn"):
             integrate(adata, out, preset=other)
+    before = adata.obsm["X_scGPT_integrated"]
+    capsys.readouterr()
+    again = integrate(adata, out, train=scgpt_tl.TrainConfig(device="cpu", progress=False), copy=True)
+    assert capsys.readouterr().err == ""
+    np.testing.assert_allclose(again.obsm["X_scGPT_integrated"], before, atol=1e-5)
+
+
+def test_a_place_that_cannot_be_learned_in_is_said_first(cells, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text("{}")
+    for name, said in (("file", "is a file"), ("folder", "holds files that are no model of scgpt_tl")):
+        for overwrite in (False, True):
+            with pytest.raises(FileExistsError, match=rf"save='.*{name}' {said}"):
+                integrate(cells, "no such model", save=tmp_path / name, overwrite=overwrite)
+
+
+@pytest.mark.parametrize("preset", ["auto", "paper"])
+def test_cells_without_a_gene_are_counted(base, cells, caplog, preset):
+    cells.X = cells.X.toarray()
+    cells.X[3] = 0
+    with caplog.at_level(logging.WARNING):
+        integrate(cells, base, preset=preset)
+    assert cells.uns["scgpt_integrated"]["n_empty"] == 1
+    assert "1 of 72 cells express none of the 50 genes that are read" in caplog.text
+    assert np.isfinite(cells.obsm["X_scGPT_integrated"]).all()
 
 
 def test_models_of_other_tasks(base, cells, tmp_path):
@@ -317,6 +336,9 @@ def test_a_changed_folder(made, cells):
         changed = replace(model, provenance={**model.provenance, "integration": {**kept, **change}})
         with pytest.raises(ValueError, match=said):
             integrate(cells, changed)
+    for change in ({"ties": "upper"}, {"n_bins": 7}, {"cls_value": 1.5}, {"max_length": 9}):
+        with pytest.raises(ValueError, match="does not belong to its weights, config"):
+            integrate(cells, replace(model, config=replace(model.config, **change)))
 
 
 def test_few_genes_of_the_model(made, cells):

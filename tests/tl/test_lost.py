@@ -73,6 +73,15 @@ def test_lost_types_are_said(caplog):
     assert found["nmi_before"] > 0.9 > 0.5 > found["nmi_after"]
 
 
+def test_types_that_are_not_drawn_are_not_scored(points, monkeypatch, caplog):
+    monkeypatch.setattr(_lost, "_SCORED", 3)
+    labels = np.array([f"t{i}" for i in range(60)] * 2, dtype=object)
+    with caplog.at_level(logging.WARNING):
+        found = what_was_lost(points, points, np.zeros(120, int), labels)
+    assert set(found) == {"overlap", "mixing_before", "mixing_after"}
+    assert "3 cell types on 3 cells that were drawn" in caplog.text
+
+
 def test_few_of_many_cells_are_looked_at(points, monkeypatch):
     monkeypatch.setattr(_lost, "_QUERIES", 30)
     found = what_was_lost(points, points, np.arange(120) % 2, None, seed=1)

@@ -1,11 +1,16 @@
 """Learning to bring batches together, and doing it again for new cells. Knows no AnnData.
 
-cells with batches -> fine-tuned with the recipe of a preset -> statistics of each batch over all of its cells
-                   -> a model's folder that embeds cells of these batches, and by a stated policy those of others
+cells with batches -> fine-tuned with the recipe of a preset -> a model's folder that embeds cells of these batches,
+                      and by a stated policy those of others
+
+Where a network normalises each batch apart (preset "paper"), its statistics are taken when it has learned, over all
+cells of a batch with nothing hidden, as cells are embedded. The published code keeps running means over cells with
+hidden values, with which statistics of other batches, taken from their cells, could not be compared.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +25,7 @@ from scgpt_tl._nearest import nearest
 from scgpt_tl.core.scgpt import Network
 from scgpt_tl.engine.config import FINETUNE, TrainConfig
 from scgpt_tl.engine.finetune import finetune
-from scgpt_tl.engine.predict import ROWS, Compute, embed_rows, minibatches
+from scgpt_tl.engine.predict import ROWS, Compute, Seen, embed_rows, minibatches
 from scgpt_tl.engine.recipes import INTEGRATION, INTEGRATION_KIN, Recipe
 from scgpt_tl.engine.run import data_card
 from scgpt_tl.models.model import Model, load_model
@@ -38,7 +43,7 @@ if TYPE_CHECKING:
 NEW_BATCHES = ("mean", "adapt", "refuse")
 PRESETS: Mapping[str, Recipe] = {"auto": INTEGRATION_KIN, "paper": INTEGRATION}
 
-_FORMAT = 1
+_FORMAT = 2  # 1: before the first release, running statistics
 _SMALL = 256  # width below which a network takes larger steps than the published 51 M one
 _SHOWN = 12_000  # cells that a small network is shown in all
 _TOKENS = 32_768  # of a minibatch whose statistics are taken
@@ -123,8 +128,8 @@ class Integrator:
             whole = False
         if not whole:
             msg = (
-                f"the integration of model {model.name!r} does not belong to its weights, batches and genes: one of "
-                "them was changed after it learned, by hand or by training on; take the folder as it was saved"
+                f"the integration of model {model.name!r} does not belong to its weights, config, batches and genes: "
+                "one of them was changed after it learned, by hand or by training on; take the folder as it was saved"
             )
             raise ValueError(msg)
         return found
@@ -132,7 +137,8 @@ class Integrator:
     @property
     def sha256(self) -> str:
         """Of all that decides what is told."""
-        parts = [_FORMAT, self.preset, self.genes, self.zeros, self.seed, self.model.batches, self.model.sha256]
+        model, own = self.model, [_FORMAT, self.preset, self.genes, self.zeros, self.seed]
+        parts = [*own, model.batches, model.config.to_dict(), model.vocab.sha256, model.sha256]
         return sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
@@ -168,18 +174,20 @@ class Integrator:
         codes: np.ndarray,
         *,
         compute: Compute,
+        seen: Seen | None = None,
     ) -> np.ndarray:
-        """(n, D) float32 of length 1; `codes` (n,) int64 says which batch each row is of."""
+        """(n, D) float32 of length 1; `codes` (n,) int64 says which batch each row is of. `seen` counts."""
         out = np.empty((len(codes), self.model.config.d_model), np.float32)
         batches = codes if self.per_batch else None
-        tokenizer = self.tokenizer(column_ids)
-        embed_rows(self.model.backbone, rows, tokenizer, out, compute=compute, total=len(codes), batches=batches)
+        how: dict[str, Any] = {"compute": compute, "total": len(codes), "batches": batches, "seen": seen}
+        embed_rows(self.model.backbone, rows, self.tokenizer(column_ids), out, **how)
         return out
 
     def measured(self, rows: Iterator[tuple[int, csr_matrix]], column_ids: np.ndarray, codes: np.ndarray) -> Integrator:
         """With the statistics of each batch taken anew from these rows, all genes shown; no weight changes.
 
-        Batches without a row keep theirs. In training they are running means over cells with hidden values.
+        `codes` (n,) int64 says which batch each row is of; -1: of none, it is not looked at. Batches without a row keep
+        theirs.
         """
         if not self.per_batch:
             return self
@@ -254,12 +262,12 @@ def learn(
     Raises
     ------
     FileExistsError
-        `out` holds something else.
+        `out` holds another model; before anything is learned.
     """
     recipe, run = PRESETS[preset], _run(lesson, model, preset, train, seed)
-    if not overwrite and (done := _finished(out, run)):
+    if not overwrite and (done := _finished(out, run, lesson, model, recipe)):
         return done
-    source, kept = lesson.source, out.with_name(f"{out.name}.kin.npz")
+    source, kept = lesson.source, out.with_name(f"{out.name}.kin-{run[:12]}.npz")
     if recipe.needs_labels:
         groups = _kept(kept, run, kin, anew=overwrite)
         source = replace(source, labels=groups.astype(str).astype(object))
@@ -268,14 +276,14 @@ def learn(
     if recipe.needs_labels:  # groups were a means, and are no cell types
         config = found.config if "cls" in found.config.heads else replace(found.config, n_classes=0)
         found = replace(found, labels=None, config=config)
+    names = {name: i for i, name in enumerate(found.batches or ())}
+    codes = np.array([names[str(batch)] for batch in source.batches], np.int64)  # type: ignore[union-attr]
     made = Integrator(found, preset, lesson.genes, train.zeros, seed)
-    if preset != "paper":
-        ids, names = found.vocab.ids(source.genes), {name: i for i, name in enumerate(found.batches or ())}
-        codes = np.array([names[str(batch)] for batch in source.batches], np.int64)  # type: ignore[union-attr]
-        made = made.measured(source.matrix.blocks(ROWS), ids, codes)
+    made = made.measured(source.matrix.blocks(ROWS), found.vocab.ids(source.genes), codes)
     bundle = made.bundle(run=run, **lesson.told)
     bundle.save(out, card=_card(bundle), overwrite=True)
-    kept.unlink(missing_ok=True)
+    for left in out.parent.glob(f"{glob.escape(out.name)}.kin-*.npz"):  # of runs that were given up, too
+        left.unlink(missing_ok=True)
     return load_model(out)
 
 
@@ -286,12 +294,25 @@ def _run(lesson: Lesson, model: Model, preset: str, train: TrainConfig, seed: in
     return sha256(json.dumps([*parts, list(map(str, source.batches))]).encode()).hexdigest()  # type: ignore[arg-type]
 
 
-def _finished(out: Path, run: str) -> Model | None:
-    """What the same call has made before."""
+def _finished(out: Path, run: str, lesson: Lesson, model: Model, recipe: Recipe) -> Model | None:
+    """What the same call has made before; another model is refused."""
     if not out.exists() or not any(out.iterdir()):
         return None
-    kept = (found := load_model(out)).provenance.get("integration", {})
-    return Integrator.of(found).model if kept.get("run") == run else None
+    told = (found := load_model(out)).provenance
+    if told.get("integration", {}).get("run") == run:
+        return Integrator.of(found).model
+    held = {"base": model.sha256, "recipe": recipe.name, "data": lesson.source.manifest["sha256"]}
+    try:  # trained, and cut off before its statistics were taken: the same fine-tuning goes on from there
+        said = {"base": told["base"]["sha256"], "recipe": told["recipe"]["name"], "data": told["data"][0]["sha256"]}
+    except (KeyError, TypeError, IndexError):
+        said = {}
+    if "integration" in told or said != held:
+        msg = (
+            f"save={str(out)!r} holds another model, {found.name!r}, or one of a call with other arguments: give "
+            "another folder, or overwrite=True if it may go"
+        )
+        raise FileExistsError(msg)
+    return None
 
 
 def _kept(file: Path, run: str, make: Callable[[], np.ndarray], *, anew: bool) -> np.ndarray:
@@ -324,7 +345,8 @@ def _measure(network: Network, rows: Iterable[tuple[int, csr_matrix]], tokenizer
     sums, squares, counts = torch.zeros(n, width).double(), torch.zeros(n, width).double(), torch.zeros(n).double()
     tables = backbone.tables()
     for start, block in ahead(iter(rows), tokenizer):
-        for cells in minibatches(block.lengths, _TOKENS):
+        for some in minibatches(block.lengths, _TOKENS):
+            cells = some[codes[start + some] >= 0]
             batch = block.batch(cells)
             x = tables.look_up(batch.gene_ids, batch.values).double()
             domain = torch.from_numpy(codes[start + cells])[batch.cell_index]

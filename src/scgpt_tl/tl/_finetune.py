@@ -46,8 +46,8 @@ def scgpt_finetune(
     out
         Folder of the new model. Checkpoints go to a folder beside it, named with `.training`, until then.
     recipe
-        "generative", "generative+contrast", "masked", "integration" (needs `batch_key`), "annotation" (needs
-        `labels_key`), or a `Recipe`.
+        "generative", "generative+contrast", "masked", "integration" (needs `batch_key`), "integration+kin" (needs
+        `labels_key`: groups of cells that are to find each other), "annotation" (needs `labels_key`), or a `Recipe`.
     labels_key, batch_key
         Columns of `.obs`. Cells with a missing label are used and not asked for one.
     train

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 import scgpt_tl
 from scgpt_tl._random import as_seed
-from scgpt_tl._slots import OWNER, SLOTS, copied, refuse_foreign
+from scgpt_tl._slots import OWNER, SLOTS, copied, refuse_embed_s, refuse_foreign
 from scgpt_tl.engine.integrate import NEW_BATCHES, PRESETS, Integrator, Lesson, check_choice, learn, train_for
-from scgpt_tl.engine.predict import ROWS, Compute
+from scgpt_tl.engine.predict import ROWS, Seen
 from scgpt_tl.engine.study import Source
 from scgpt_tl.models.model import load_model
 from scgpt_tl.pp._blocks import open_layer
-from scgpt_tl.pp._check import LEAST_SHARE
 from scgpt_tl.pp._genes import genes_of
-from scgpt_tl.tl._batches import Batches, check_several, genes_for, read_batches
+from scgpt_tl.tl._apply import check_genes, codes_of, with_batches
+from scgpt_tl.tl._batches import check_several, genes_for, read_batches, read_labels
 from scgpt_tl.tl._embed import _check_input
 from scgpt_tl.tl._kin import kin_groups
-from scgpt_tl.tl._learned import folder_for, history_columns, in_memory
+from scgpt_tl.tl._learned import check_save, compute_of, folder_for, history_columns, in_memory, unheard
 from scgpt_tl.tl._lost import what_was_lost
 from scgpt_tl.tl._zero_shot import digest, made_before, zero_shot
 
@@ -33,11 +32,13 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scgpt_tl.engine.config import TrainConfig
+    from scgpt_tl.engine.predict import Compute
     from scgpt_tl.models.model import Model
+    from scgpt_tl.tl._batches import Batches
 
 logger = logging.getLogger(__name__)
 _MAKER = "tl.scgpt_integrate"
-_FEW = 0.8  # share of the genes learned from below which it is said
+_N_GENES = 1200
 
 
 def scgpt_integrate(  # noqa: PLR0913 (each is a choice of its own; how to train is grouped)
@@ -47,7 +48,7 @@ def scgpt_integrate(  # noqa: PLR0913 (each is a choice of its own; how to train
     model: str | Path | Model = "pbmc-mini",
     labels_key: str | None = None,
     preset: str = "auto",
-    n_genes: int = 1200,
+    n_genes: int = _N_GENES,
     train: TrainConfig | None = None,
     layer: str | None = None,
     save: str | Path | None = None,
@@ -82,7 +83,8 @@ def scgpt_integrate(  # noqa: PLR0913 (each is a choice of its own; how to train
     n_genes
         Most variable genes that are read, of those that all batches express.
     train
-        How to train, in place of the preset's options.
+        How to train, in place of the preset's options. With a model that has learned, `device`, `progress`,
+        `max_memory` and `max_tokens` alone may be given: where and how cells are embedded.
     layer
         Layer to read; None is `.X`.
     save
@@ -93,7 +95,7 @@ def scgpt_integrate(  # noqa: PLR0913 (each is a choice of its own; how to train
         known batches' statistics; "adapt": statistics of the new cells themselves, so that they matter to each other;
         "refuse". A model of preset "auto" has no statistics of batches, and embeds all cells alike.
     key_added
-        Write under this key, in `.obsm` and `.uns`, instead of the defaults below.
+        Write under this key, in `.obsm` and `.uns`, instead of the defaults below. Not one of `tl.scgpt_embed`.
     return_model
         Return the model that has learned (beside the copy, with `copy`).
     overwrite
@@ -112,27 +114,33 @@ def scgpt_integrate(  # noqa: PLR0913 (each is a choice of its own; how to train
     `.obsm["X_scGPT"]` : float32 (n_obs, D)
         The zero-shot embedding of the model before it learned, with `.uns["scgpt"]`; only where nothing is there.
     `.uns["scgpt_integrated"]` : dict
-        `params`, `genes` (those read), `batches` (those known to the model), `history`, and `checks` (see Notes).
+        `params`, `genes` (those read), `batches` (those known to the model), `n_empty` (cells that express none of
+        these genes), `history`, and `checks` (see Notes).
 
     Raises
     ------
     ValueError
-        Batches that cannot be integrated (one batch, cells without one, measurements), too few genes in common, an
-        unknown preset or policy, no such layer, batches not known with "refuse", values that cannot be read, a model of
-        another task or one that was changed, a slot that holds something else.
+        Batches that cannot be integrated (one batch, cells without one, measurements), cell types that cannot be
+        scored, too few genes in common, an unknown preset or policy, no such layer, batches not known with "refuse",
+        values that cannot be read, an argument that a model which has learned does not hear, a model of another task or
+        one that was changed, a slot that holds something else.
     KeyError
         No such column.
     FileNotFoundError
         No such model.
     FileExistsError
-        `save` holds something else.
+        `save` is a file, or holds something else; before anything is learned.
 
     Notes
     -----
     `checks` compares with the zero-shot embedding: `overlap`, the mean share of a cell's 15 nearest cells of its own
     batch that it keeps; `mixing_before` and `mixing_after`, how many of all its nearest cells are of other batches (1:
     as many as by chance); with `labels_key` NMI and ASW of either. A warning is logged where `overlap` is below 0.1, or
-    NMI or ASW fell by more than 0.02.
+    NMI or ASW fell by more than 0.02. With a model that has learned there are `checks` where `.obsm["X_scGPT"]` is of
+    the model that it started from. When a model learns, its zero-shot embedding is always made anew.
+
+    Statistics of a batch (preset "paper") are those of all its cells with nothing hidden. The published code keeps
+    running means over cells with hidden values; batches that are adapted to later could not be compared with these.
 
     Examples
     --------
@@ -144,15 +152,17 @@ def scgpt_integrate(  # noqa: PLR0913 (each is a choice of its own; how to train
     key, run = (SLOTS.integrated, SLOTS.integration) if key_added is None else (key_added, key_added)
     asked = _Asked(batch_key, preset, n_genes, train, layer, save, overwrite, as_seed(rng))
     _check_places(adata, key, run, overwrite=overwrite, copy=copy)
-    cells = _cells(adata, batch_key, labels_key)
+    refuse_embed_s(key_added)
+    check_save(save, overwrite=overwrite)
+    cells = _Cells(read_batches(adata, batch_key), read_labels(adata, labels_key))
     loaded = load_model(model)
     learned = _has_learned(loaded)
     _check_input(adata, _as_pretrained(loaded), layer, None)
     made = _applied(adata, cells, loaded, asked, new_batches) if learned else _learned(adata, cells, loaded, asked)
-    made.checks.update(_checked(made, cells, asked.seed))
+    checks = _checked(made, cells, asked.seed)
     if copy:
         adata = copied(adata)
-    _write(adata, made, asked, key, run)
+    _write(adata, made, asked, checks, (key, run))
     returned = [x for x, wanted in ((adata, copy), (made.model, return_model)) if wanted]
     return tuple(returned) if len(returned) > 1 else returned[0] if returned else None
 
@@ -193,7 +203,8 @@ class _Made:
     new: tuple[str, ...]
     """Batches that the model did not learn."""
     policy: str
-    checks: dict[str, float]
+    n_empty: int
+    """Cells that express no gene that is read."""
 
 
 def _check_places(adata: Any, key: str, run: str, *, overwrite: bool, copy: bool) -> None:
@@ -207,27 +218,6 @@ def _check_places(adata: Any, key: str, run: str, *, overwrite: bool, copy: bool
     if adata.is_view and adata.isbacked and not copy:
         msg = "adata is a view of a backed object, which takes no results: give copy=True, or adata.to_memory()"
         raise ValueError(msg)
-
-
-def _cells(adata: AnnData, batch_key: str, labels_key: str | None) -> _Cells:
-    """Columns of `.obs`, with what is wrong about them said before any work."""
-    batches = read_batches(adata, batch_key)
-    if labels_key is None:
-        return _Cells(batches, None)
-    if labels_key not in adata.obs:
-        msg = f"labels_key={labels_key!r} is not in .obs (there: {', '.join(map(repr, adata.obs)) or 'none'})"
-        raise KeyError(msg)
-    column = pd.Series(np.asarray(adata.obs[labels_key], dtype=object))
-    missing = column.isna() | (column.astype(str).str.strip() == "")
-    if column[~missing].astype(str).nunique() < 2:
-        msg = f"labels_key={labels_key!r} has fewer than two cell types: there is nothing to check, leave it out"
-        raise ValueError(msg)
-    if missing.any():
-        n = int(missing.sum())
-        logger.warning("%s of %s cells have no label in %r; the check leaves them out", n, len(column), labels_key)
-    labels = np.array(column.astype(str), dtype=object)
-    labels[missing.to_numpy()] = None
-    return _Cells(batches, labels)
 
 
 def _has_learned(model: Model) -> bool:
@@ -251,11 +241,10 @@ def _learned(adata: AnnData, cells: _Cells, model: Model, asked: _Asked) -> _Mad
     batches = cells.batches
     check_several(batches, asked.batch_key)
     train = train_for(asked.preset, model.config, asked.train, adata.n_obs)
-    compute = Compute(device=train.device, progress=train.progress)
+    compute = compute_of(train)
     match = genes_of(adata, model.vocab)
     flavor = "seurat_v3" if asked.preset == "paper" else "seurat"
     chosen = genes_for(adata, batches, match, layer=asked.layer, n_genes=asked.n_genes, flavor=flavor)
-    before, slots = zero_shot(adata, model, layer=asked.layer, seed=asked.seed, compute=compute)
     genes = np.where(chosen, match.names, "").tolist()
     source = Source(
         "cells",
@@ -267,86 +256,44 @@ def _learned(adata: AnnData, cells: _Cells, model: Model, asked: _Asked) -> _Mad
     )
     told = {"batch_key": asked.batch_key, "cells": adata.n_obs, "counts": batches.counts.tolist()}
     lesson = Lesson(source, tuple(sorted(set(genes) - {""})), told)
-    how: dict[str, Any] = {"preset": asked.preset, "train": train, "seed": asked.seed}
+    before = cache(partial(zero_shot, adata, model, layer=asked.layer, seed=asked.seed, compute=compute))
+    how: dict[str, Any] = {"preset": asked.preset, "train": train, "seed": asked.seed, "overwrite": asked.overwrite}
     with folder_for(asked.save, "integrator") as out:
-        found = learn(
-            lesson,
-            model=model,
-            out=out,
-            kin=lambda: kin_groups(before, batches.codes, seed=asked.seed),
-            overwrite=asked.overwrite,
-            **how,
-        )
+        how["kin"] = lambda: kin_groups(before()[0], batches.codes, seed=asked.seed)
+        found = learn(lesson, model=model, out=out, **how)
         integrator = Integrator.of(found if asked.save else in_memory(found))
-    embedding = _embedded(adata, integrator, batches, asked, compute)
-    return _Made(integrator.model, embedding, before, slots, (), "", {})
+    embedding, n_empty = _embedded(adata, integrator, batches, asked.layer, compute)
+    return _Made(integrator.model, embedding, *before(), (), "", n_empty)
 
 
 def _applied(adata: AnnData, cells: _Cells, model: Model, asked: _Asked, new_batches: str) -> _Made:
     """Embed cells with a model that has learned."""
-    integrator, batches, compute = Integrator.of(model), cells.batches, Compute()
-    idle = [name for name in ("train", "save") if getattr(asked, name) is not None]
-    idle += ["preset"] if asked.preset not in ("auto", integrator.preset) else []
-    if idle:
+    integrator, idle = Integrator.of(model), unheard(asked.train)
+    given = {"save": asked.save is not None, "n_genes": asked.n_genes != _N_GENES}
+    given["preset"] = asked.preset not in ("auto", integrator.preset)
+    if idle := [*idle, *(name for name, is_given in given.items() if is_given)]:
         msg = f"{', '.join(idle)} says how to learn, and model {model.name!r} has learned to integrate: leave it out"
         raise ValueError(msg)
-    ids = genes_of(adata, model.vocab).ids
-    _check_genes(ids, integrator)
-    known = set(model.batches or ())
-    new = tuple(name for name in batches.names if name not in known)
-    if new and new_batches == "refuse":
-        msg = (
-            f"batches {', '.join(map(repr, new[:5]))} are not among those that model {model.name!r} has learned "
-            f"({', '.join(map(repr, sorted(known)[:5]))}{', ...' if len(known) > 5 else ''}): new_batches='mean' or "
-            "'adapt' embeds them all the same"
-        )
-        raise ValueError(msg)
-    if new and integrator.per_batch:
-        integrator = integrator.extended(new)
-        if new_batches == "adapt":
-            integrator = _adapted(adata, integrator, batches, new, asked.layer)
-        logger.info("%d batches are new to model %r: %s of them", len(new), model.name, new_batches)
-    embedding = _embedded(adata, integrator, batches, asked, compute)
-    before = made_before(adata, None, asked.layer)
-    return _Made(model, embedding, before, None, new, new_batches if new else "", {})
+    check_genes(adata, integrator)
+    integrator, new = with_batches(adata, integrator, cells.batches, new_batches, asked.layer)
+    embedding, n_empty = _embedded(adata, integrator, cells.batches, asked.layer, compute_of(asked.train))
+    before = made_before(adata, model.provenance["base"]["sha256"], asked.layer)
+    return _Made(model, embedding, before, None, new, new_batches if new else "", n_empty)
 
 
-def _check_genes(ids: np.ndarray, integrator: Integrator) -> None:
-    """Cells must have enough of the genes that a model has learned from."""
-    learned = integrator.model.vocab.ids(list(integrator.genes))
-    share = float(np.isin(learned, ids).mean())
-    said = (
-        f"{share:.0%} of the {len(learned):,} genes that model {integrator.model.name!r} learned from are in the data"
-    )
-    if share < LEAST_SHARE:
-        msg = f"{said}, at least {LEAST_SHARE:.0%} are needed: do both name genes alike?"
-        raise ValueError(msg)
-    if share < _FEW:
-        logger.warning("%s: these cells lie apart for want of the others", said)
-
-
-def _adapted(
-    adata: AnnData, integrator: Integrator, batches: Batches, new: tuple[str, ...], layer: str | None
-) -> Integrator:
-    """Statistics of the new batches from their own cells; those of the others stay."""
-    rows = np.isin(batches.column, new)
-    some = Batches(batches.names, batches.codes[rows])
-    ids = genes_of(adata, integrator.model.vocab).ids
-    return integrator.measured(open_layer(adata[rows], layer).blocks(ROWS), ids, _codes(some, integrator))
-
-
-def _codes(batches: Batches, integrator: Integrator) -> np.ndarray:
-    """(n_obs,) int64 number of each cell's batch in the model; 0 for all where batches make no difference."""
-    if not integrator.per_batch:
-        return np.zeros(len(batches.codes), np.int64)
-    place = {name: i for i, name in enumerate(integrator.model.batches or ())}
-    return np.array([place.get(name, -1) for name in batches.names], np.int64)[batches.codes]
-
-
-def _embedded(adata: AnnData, integrator: Integrator, batches: Batches, asked: _Asked, compute: Compute) -> np.ndarray:
-    ids = genes_of(adata, integrator.model.vocab).ids
-    rows = open_layer(adata, asked.layer).blocks(ROWS)
-    return integrator.embed(rows, ids, _codes(batches, integrator), compute=compute)
+def _embedded(
+    adata: AnnData, integrator: Integrator, batches: Batches, layer: str | None, compute: Compute
+) -> tuple[np.ndarray, int]:
+    """(n_obs, D), and how many cells have no gene that is read."""
+    ids, seen = genes_of(adata, integrator.model.vocab).ids, Seen()
+    rows = open_layer(adata, layer).blocks(ROWS)
+    found = integrator.embed(rows, ids, codes_of(batches, integrator), compute=compute, seen=seen)
+    if seen.n_empty:
+        logger.warning(
+            "%d of %d cells express none of the %d genes that are read: nothing is known of them, and they lie at one "
+            "place", seen.n_empty, adata.n_obs, len(integrator.genes),
+        )  # fmt: skip
+    return found, seen.n_empty
 
 
 def _checked(made: _Made, cells: _Cells, seed: int) -> dict[str, float]:
@@ -355,9 +302,9 @@ def _checked(made: _Made, cells: _Cells, seed: int) -> dict[str, float]:
     return what_was_lost(made.before, made.embedding, cells.batches.codes, cells.labels, seed=seed)
 
 
-def _write(adata: AnnData, made: _Made, asked: _Asked, key: str, run: str) -> None:
+def _write(adata: AnnData, made: _Made, asked: _Asked, checks: dict[str, float], keys: tuple[str, str]) -> None:
     """All slots, at once."""
-    model = made.model
+    (key, run), model = keys, made.model
     kept, base = model.provenance["integration"], model.provenance["base"]
     params = {
         "model": model.name,
@@ -382,8 +329,9 @@ def _write(adata: AnnData, made: _Made, asked: _Asked, key: str, run: str) -> No
         "params": params,
         "genes": np.array(kept["genes"], dtype=str),
         "batches": np.array(model.batches, dtype=str),
+        "n_empty": made.n_empty,
         "history": history_columns(model),
-        "checks": made.checks,
+        "checks": checks,
     }
     if made.slots is not None and SLOTS.embedding not in adata.obsm and SLOTS.run not in adata.uns:
         adata.obsm[SLOTS.embedding] = made.before

@@ -5,15 +5,56 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scgpt_tl.engine.predict import Compute
+from scgpt_tl.genes.bundle import FILES
+
 if TYPE_CHECKING:
+    from scgpt_tl.engine.config import TrainConfig
     from scgpt_tl.models.model import Model
+
+#: Options of `train=` that say how cells are embedded too, by a model that learns or has learned.
+_HEARD = ("device", "max_memory", "max_tokens", "progress")
+
+
+def compute_of(train: TrainConfig | None) -> Compute:
+    """Where cells are embedded: as training is said to compute."""
+    return Compute() if train is None else Compute(**{name: getattr(train, name) for name in _HEARD})
+
+
+def unheard(train: TrainConfig | None) -> list[str]:
+    """Options that were given, and that a model that has learned does not hear."""
+    if train is None:
+        return []
+    given = [f.name for f in fields(train) if getattr(train, f.name) != f.default]
+    return [f"train.{name}" for name in given if name not in _HEARD]
+
+
+def check_save(save: str | Path | None, *, overwrite: bool) -> None:
+    """Refuse a place for what will be learned that cannot be one; whose model lies there is asked when it is known.
+
+    Raises
+    ------
+    FileExistsError
+        A file, or a folder of other things than a model that this package has written.
+    """
+    if save is None:
+        return
+    folder = Path(save).expanduser()
+    if folder.is_file():
+        msg = f"save={str(save)!r} is a file: give a folder, which is made where it is not there"
+        raise FileExistsError(msg)
+    whole = all((folder / name).is_file() for name in FILES["native"])
+    if folder.is_dir() and any(folder.iterdir()) and not whole:
+        mend = "give a new or an empty folder" + ("; overwrite=True replaces a saved model alone" if overwrite else "")
+        msg = f"save={str(save)!r} holds files that are no model of scgpt_tl: {mend}"
+        raise FileExistsError(msg)
 
 
 @contextmanager

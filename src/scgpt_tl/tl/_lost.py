@@ -41,7 +41,7 @@ def what_was_lost(
     -------
     `overlap`: mean share of the nearest cells of their own batch that cells keep. `mixing_before`, `mixing_after`:
     share of their nearest cells that are of other batches, in units of what chance gives (1: fully mixed). With labels
-    NMI and ASW of both (`nmi_before`, ...).
+    NMI and ASW of both (`nmi_before`, ...), where the cells that are drawn can be scored.
     """
     rows = _some(len(before), _QUERIES, seed)
     found = {"overlap": _overlap(before, after, batches, rows)}
@@ -49,8 +49,8 @@ def what_was_lost(
     if found["overlap"] < LEAST_OVERLAP:
         logger.warning(
             "integration changed the structure within batches: a cell keeps %.0f %% of its %d nearest cells of its own "
-            "batch, below %.0f %%; fewer epochs or a lower learning_rate (train=) change less. The zero-shot embedding "
-            "is kept beside", 100 * found["overlap"], K, 100 * LEAST_OVERLAP,
+            "batch, below %.0f %%; fewer epochs or a lower learning_rate (train=) change less, and "
+            "the zero-shot embedding (tl.scgpt_embed) keeps it all", 100 * found["overlap"], K, 100 * LEAST_OVERLAP,
         )  # fmt: skip
     return found if labels is None else found | _types(before, after, labels, seed)
 
@@ -59,6 +59,9 @@ def _types(before: np.ndarray, after: np.ndarray, labels: np.ndarray, seed: int)
     known = np.flatnonzero([label is not None for label in labels])
     rows = known[_some(len(known), _SCORED, seed)]
     found: dict[str, float] = {}
+    if not 2 <= (n := len(set(labels[rows]))) < len(rows):
+        logger.warning("%d cell types on %d cells that were drawn: too few to compare NMI and ASW", n, len(rows))
+        return found
     for name, points in (("before", before), ("after", after)):
         scores = cluster_scores(points[rows], labels[rows])
         found |= {f"nmi_{name}": scores.nmi, f"asw_{name}": scores.asw}
@@ -66,8 +69,8 @@ def _types(before: np.ndarray, after: np.ndarray, labels: np.ndarray, seed: int)
         was, now = found[f"{score}_before"], found[f"{score}_after"]
         if now < was - _FELL:
             logger.warning(
-                "integration blurred the cell types: %s fell from %.3f (zero-shot) to %.3f; the zero-shot embedding is "
-                "kept beside", score.upper(), was, now,
+                "integration blurred the cell types: %s fell from %.3f (zero-shot) to %.3f; the zero-shot embedding "
+                "(tl.scgpt_embed) may serve better", score.upper(), was, now,
             )  # fmt: skip
     return found
 

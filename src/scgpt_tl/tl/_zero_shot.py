@@ -1,7 +1,8 @@
-"""The embedding that a model gives before it learns, found in its slots or made."""
+"""The embedding that a model gives before it learns."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -21,30 +22,31 @@ if TYPE_CHECKING:
 
 def zero_shot(
     adata: AnnData, model: Model, *, layer: str | None, seed: int, compute: Compute
-) -> tuple[np.ndarray, dict[str, Any] | None]:
-    """The embedding before anything is learned, as `tl.scgpt_embed` makes it; what that has made is taken as it is.
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The embedding before anything is learned, as `tl.scgpt_embed` makes it.
+
+    It is always made anew: one that lies in `.obsm` may be of other values, genes, lengths or seeds, and what is
+    learned must not depend on it.
 
     Returns
     -------
-    (n_obs, D) of length 1, and the entry of `.uns` where it is new.
+    (n_obs, D) of length 1, and the entry of `.uns`.
     """
-    if (found := made_before(adata, model, layer)) is not None:
-        return found, None
     match = genes_of(adata, model.vocab)
     tokenizer = _tokenizer(model, match, None, seed)
     out = np.empty((adata.n_obs, model.config.d_model), np.float32)
     rows = open_layer(adata, layer).blocks(ROWS)
-    embed_rows(model.backbone, rows, tokenizer, out, compute=compute, total=adata.n_obs)
+    seen = embed_rows(model.backbone, rows, tokenizer, out, compute=compute, total=adata.n_obs)
     params = _params(model, match, tokenizer, layer=layer, unit_norm=True)
-    return out, {OWNER: "tl.scgpt_embed", "params": params}
+    return out, {OWNER: "tl.scgpt_embed", "params": params, **asdict(seen)}
 
 
-def made_before(adata: AnnData, model: Model | None, layer: str | None) -> np.ndarray | None:
-    """What `tl.scgpt_embed` left, if it is of this model (None: of any) and layer."""
+def made_before(adata: AnnData, weights_sha256: str, layer: str | None) -> np.ndarray | None:
+    """What `tl.scgpt_embed` left, if it is of these weights and this layer; for comparison alone."""
     if not is_ours(adata, key=SLOTS.run, maker="tl.scgpt_embed") or SLOTS.embedding not in adata.obsm:
         return None
     said, found = adata.uns[SLOTS.run]["params"], np.asarray(adata.obsm[SLOTS.embedding], np.float32)
-    same = model is None or said.get("weights_sha256") == model.sha256
+    same = said.get("weights_sha256") == weights_sha256
     right = said.get("unit_norm", False) and said.get("layer") == ("X" if layer is None else layer)
     lengths = np.linalg.norm(found, axis=1)
     return found if same and right and bool((np.abs(lengths - 1) < 1e-3).all()) else None

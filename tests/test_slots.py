@@ -1,0 +1,36 @@
+"""Names of slots: whose they are, and which cannot be kept."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from scgpt_tl._slots import OWNER, SLOTS, refuse_embed_s, refuse_foreign
+
+OPTIONS = {"key": "k", "maker": "tl.f", "argument": "key_added"}
+
+
+def test_what_another_wrote_is_refused():
+    adata = SimpleNamespace(uns={}, obsm={"k": 1})
+    with pytest.raises(ValueError, match=r"\.obsm\['k'\] was not written by tl\.f: give another key_added"):
+        refuse_foreign(adata, {"obsm": ["k"], "uns": ["k"]}, overwrite=False, **OPTIONS)
+    refuse_foreign(adata, {"obsm": ["k"]}, overwrite=True, **OPTIONS)
+    adata.uns["k"] = {OWNER: "tl.f"}
+    refuse_foreign(adata, {"obsm": ["k"], "uns": ["k"]}, overwrite=False, **OPTIONS)
+
+
+@pytest.mark.parametrize("name", ["", "a/b"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_name_that_a_file_cannot_keep_is_refused(name, overwrite):
+    adata = SimpleNamespace(uns={}, obsm={})
+    with pytest.raises(ValueError, match=rf"\.obsm\['{name}'\] cannot be kept: .* '/'.*give another key_added"):
+        refuse_foreign(adata, {"uns": ["k"], "obsm": [name]}, overwrite=overwrite, **OPTIONS)
+
+
+@pytest.mark.parametrize("name", [SLOTS.embedding, SLOTS.run])
+def test_the_zero_shot_embedding_keeps_its_place(name):
+    with pytest.raises(ValueError, match=f"key_added='{name}' is where"):
+        refuse_embed_s(name)
+    refuse_embed_s(None)
+    refuse_embed_s("mine")
