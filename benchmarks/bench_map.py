@@ -95,6 +95,7 @@ def folder_of(rows: np.ndarray, folder: Path) -> None:
     from scgpt_tl.engine.mapping import Sample
     from scgpt_tl.engine.reference import About, ArrayFile, Head, write_sample, write_shard
     from scgpt_tl.models import load_model
+    from scgpt_tl.tl._space import Space
 
     model, n = load_model("pbmc-mini"), len(rows)
     folder.mkdir()
@@ -102,10 +103,11 @@ def folder_of(rows: np.ndarray, folder: Path) -> None:
     sink[0:n] = rows
     sink.close()
     codes = (np.arange(n) % 9).astype(np.int32)
-    said = {"name": model.name, "weights_sha256": model.sha256, "vocab_sha256": model.vocab.sha256, "copied": False}
+    said = {"name": model.name, **Space.of(model, seed=0).digests, "copied": False}
+    keys = np.arange(1, n + 1, dtype=np.uint64)
     about = About(said, {"seed": 0, "max_length": 1200, "dtype": "float32"}, (), "kind", tuple("abcdefghi"))
-    shard = write_shard(folder, 0, {"names": np.arange(n, dtype=np.uint64), "labels": codes})
-    sample = Sample.take(rows[:20_000], codes[:20_000], None, seed=0)
+    shard = write_shard(folder, 0, {"keys": keys, "labels": codes})
+    sample = Sample.take(rows[:20_000], codes[:20_000], None, keys=keys[:20_000], seed=0)
     Head(about, (shard,), write_sample(folder, 0, sample)).write(folder)
 
 

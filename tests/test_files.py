@@ -5,7 +5,7 @@ from collections import namedtuple
 
 import pytest
 
-from scgpt_tl._files import check_target, replacing
+from scgpt_tl._files import check_target, clear_stale, replacing
 
 
 def test_a_file_appears_whole(tmp_path):
@@ -17,6 +17,24 @@ def test_a_file_appears_whole(tmp_path):
         assert not path.exists()
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_its_content_is_on_disk_before_its_name(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr("os.fsync", lambda _: done.append((tmp_path / "a.npy").exists()))
+    with replacing(tmp_path / "a.npy") as beside:
+        beside.write_text("new")
+    assert done == [False]
+
+
+def test_leavings_are_cleared(tmp_path):
+    for name in (".a.npy.12.npy", ".b.12.tmp", ".b", "a.12.npy", ".hidden"):
+        (tmp_path / name).touch()
+    (tmp_path / ".a.zarr.3.zarr").mkdir()
+    clear_stale(tmp_path, "a.+")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".b", ".b.12.tmp", ".hidden", "a.12.npy"]
+    clear_stale(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".b", ".hidden", "a.12.npy"]
 
 
 def write_half(path, error, *, folder=False):

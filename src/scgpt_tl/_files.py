@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,9 +49,22 @@ def replacing(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")  # writers go by the suffix
     try:
         yield beside
+        if beside.is_file():
+            with beside.open("rb+") as written:
+                os.fsync(written.fileno())  # else a power cut may leave the name without the content
         beside.replace(path)
     finally:
         if beside.is_dir():
             shutil.rmtree(beside, ignore_errors=True)
         else:
             beside.unlink(missing_ok=True)
+
+
+def clear_stale(folder: Path, name: str = ".+") -> None:
+    """Remove what killed processes left beside files of a name (a pattern); only where nobody else can be writing."""
+    for path in folder.iterdir():
+        if re.fullmatch(rf"\.{name}\.\d+(\.\w+)?", path.name):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)

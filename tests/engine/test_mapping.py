@@ -21,19 +21,25 @@ def types(
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), codes, batches
 
 
+def numbered(n: int, *, first: int = 1) -> np.ndarray:
+    """Keys that all differ."""
+    return np.random.default_rng(7).permutation(np.arange(first, first + n, dtype=np.uint64))
+
+
 def test_each_sampled_cell_is_asked_about_without_itself(monkeypatch: pytest.MonkeyPatch):
     cells, codes, _ = types(120)
     codes[:10] = -1
     monkeypatch.setattr(module, "_SAMPLED", 30)
-    sample = Sample.take(cells, codes, None, seed=3)
+    keys = numbered(120)
+    sample = Sample.take(cells, codes, None, keys=keys, seed=3)
     assert (sample.distances.shape, sample.labels.shape, sample.codes.shape) == ((30, 50), (30, 50), (30,))
-    again = Sample.take(cells, codes, None, seed=3)
+    again = Sample.take(cells, codes, None, keys=keys, seed=3)
     np.testing.assert_array_equal(sample.distances, again.distances)
-    assert not np.array_equal(Sample.take(cells, codes, None, seed=4).distances, sample.distances)
+    assert not np.array_equal(Sample.take(cells, codes, None, keys=keys, seed=4).distances, sample.distances)
     monkeypatch.setattr(module, "_SAMPLED", 10**6)
-    whole = Sample.take(cells, codes, None, seed=3)
+    whole = Sample.take(cells, codes, None, keys=np.zeros(120, np.uint64), seed=3)
     labelled = np.flatnonzero(codes >= 0)
-    distances, rows = nearest(cells[labelled], cells[labelled], 50, own=np.arange(110))
+    distances, rows = nearest(cells[labelled], cells[labelled], 50, own=np.arange(110))  # equal keys: in their order
     np.testing.assert_array_equal(whole.distances, distances)
     np.testing.assert_array_equal(whole.labels, codes[labelled][rows])
     np.testing.assert_array_equal(whole.codes, codes[labelled])
@@ -42,7 +48,7 @@ def test_each_sampled_cell_is_asked_about_without_itself(monkeypatch: pytest.Mon
 def test_batches_are_left_out_whole():
     cells, codes, batches = types(200, shift=2.0)
     codes[:5] = -1
-    alone, without = (Sample.take(cells, codes, b, seed=0) for b in (None, batches))
+    alone, without = (Sample.take(cells, codes, b, keys=np.zeros(200, np.uint64), seed=0) for b in (None, batches))
     assert np.median(without.distances[:, 0]) > 3 * np.median(alone.distances[:, 0])
     labelled = np.flatnonzero(codes >= 0)
     for i in (0, 50, 100):
@@ -52,9 +58,61 @@ def test_batches_are_left_out_whole():
         np.testing.assert_allclose(without.distances[i], np.sort(far)[:50], atol=1e-6)
 
 
+def test_the_order_of_cells_does_not_matter(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "_SAMPLED", 30)
+    cells, codes, batches = types(200)
+    keys, order = numbered(200), np.random.default_rng(1).permutation(200)
+    one = Sample.take(cells, codes, batches, keys=keys, seed=0)
+    other = Sample.take(cells[order], codes[order], batches[order], keys=keys[order], seed=0)
+    np.testing.assert_array_equal(one.codes, other.codes)
+    np.testing.assert_array_equal(one.distances, other.distances)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_copies_of_a_cell_are_no_neighbours_of_it(batched: bool):
+    cells, codes, batches = types(100)
+    twice = [np.concatenate([x, x]) for x in (cells, codes, (batches + 1) % 3, numbered(100))]
+    twice[2][:100] = batches  # the copy is of another batch
+    alone = Sample.take(cells, codes, None, keys=numbered(100), seed=0)
+    sample = Sample.take(twice[0], twice[1], twice[2] if batched else None, keys=twice[3], seed=0)
+    assert len(sample.codes) == 200
+    assert sample.distances.min() == alone.distances.min() > 1e-5
+    if not batched:
+        np.testing.assert_array_equal(np.unique(sample.distances[:, 0]), np.unique(alone.distances[:, 0]))
+
+
+def test_a_type_of_one_batch_sets_no_threshold(caplog: pytest.LogCaptureFixture):
+    """Its cells would be asked about without any of their own."""
+    cells, codes, batches = types(600, noise=0.1)
+    codes[codes == 2] = np.where(batches[codes == 2] == 0, 2, -1)
+    sample = Sample.take(cells, codes, batches, keys=numbered(600), seed=0)
+    assert set(sample.codes.tolist()) == {0, 1}
+    assert "1 types lie in one batch alone" in caplog.text
+    strange, _, _ = types(50, noise=0.1, seed=1)
+    distances, rows = nearest(-strange, cells, 15, groups=(np.full(50, -2), codes))
+    voting = Voting.fit(sample, 15, 3)
+    assert (voting.codes(voting.probabilities(distances, codes[rows]), distances) == -1).all()
+    assert voting.thresholds.max() < 0.1
+
+
+def test_where_no_type_has_two_batches_cells_are_left_out_alone(caplog: pytest.LogCaptureFixture):
+    cells, codes, batches = types(200)
+    codes[batches > 0] = -1
+    keys = numbered(200)
+    sample = Sample.take(cells, codes, batches, keys=keys, seed=0)
+    np.testing.assert_array_equal(sample.distances, Sample.take(cells, codes, None, keys=keys, seed=0).distances)
+    assert "no type lies in two batches" in caplog.text
+
+
+def test_nobody_to_be_compared_with_is_said(caplog: pytest.LogCaptureFixture):
+    cells, _, _ = types(4)
+    Sample.take(cells, np.zeros(4, np.int32), None, keys=np.ones(4, np.uint64), seed=0)
+    assert "no cell will be called unknown" in caplog.text
+
+
 def test_probabilities_are_calibrated():
     cells, codes, _ = types(1500, noise=1.6)
-    voting = Voting.fit(Sample.take(cells, codes, None, seed=0), 15, 3)
+    voting = Voting.fit(Sample.take(cells, codes, None, keys=numbered(1500), seed=0), 15, 3)
     query, truth, _ = types(1500, noise=1.6, seed=1)
     distances, rows = nearest(query, cells, 15)
     p = voting.probabilities(distances, codes[rows])
@@ -70,7 +128,7 @@ def test_probabilities_are_calibrated():
 
 def test_cells_unlike_all_are_unknown_and_others_are_not():
     cells, codes, _ = types(1500)
-    voting = Voting.fit(Sample.take(cells, codes, None, seed=0), 15, 3)
+    voting = Voting.fit(Sample.take(cells, codes, None, keys=numbered(1500), seed=0), 15, 3)
     query, _, _ = types(1000, seed=1)
     distances, rows = nearest(query, cells, 15)
     called = voting.codes(voting.probabilities(distances, codes[rows]), distances)
@@ -110,7 +168,7 @@ def test_odd_samples():
     assert voting.temperature == np.inf
     assert voting.thresholds.tolist() == [0.5, 0.5]
     cells, _, _ = types(2)
-    one = Sample.take(cells, np.array([0, 1], np.int32), None, seed=0)
+    one = Sample.take(cells, np.array([0, 1], np.int32), None, keys=numbered(2), seed=0)
     assert one.distances.shape == (2, 1)
     assert Voting.fit(one, 1, 2).k == 1
     with pytest.raises(ValueError, match="k=2: 1 to 1 neighbours"):

@@ -131,6 +131,16 @@ def test_own_rows_and_groups_are_left_out():
     np.testing.assert_array_equal(distances[:, 0], distances.min(axis=1))
 
 
+def test_two_ways_to_group_at_once():
+    cells, groups = unit(60), np.stack([np.arange(60) % 3, np.arange(60) // 12], axis=1)
+    held = groups.copy()
+    held[5, 1] = held[9, 0] = -1
+    _, rows = nearest(cells, cells, 4, groups=(groups, held), block=13)
+    far = 1 - cells.astype(np.float64) @ cells.T.astype(np.float64)
+    far[((groups[:, None] == held[None]) | (held == -1)[None]).any(axis=2)] = np.inf
+    np.testing.assert_array_equal(rows, np.argsort(far, axis=1, kind="stable")[:, :4])
+
+
 def test_who_sees_too_few_is_told_so():
     distances, rows = nearest(unit(2, seed=1), unit(4), 3, groups=(np.array([0, -2]), np.array([0, 0, 0, 1])))
     assert rows[0].tolist() == [3, -1, -1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def written(folder: Path, sizes: tuple[int, ...] = (5, 3)) -> tuple[Path, np.nda
         sink[0:2], sink[2:n] = x[start : start + 2], x[start + 2 : start + n]
         sink.close()
         rows = np.arange(start, start + n)
-        arrays = {"names": rows.astype(np.uint64), "labels": (rows % 3 - 1).astype(np.int32), "batches": rows * 0}
+        arrays = {"keys": rows.astype(np.uint64), "labels": (rows % 3 - 1).astype(np.int32), "batches": rows * 0}
         shards.append(write_shard(folder, number, arrays))
         start += n
     sample = Sample(np.ones((2, 3), np.float32), np.zeros((2, 3), np.int32), np.zeros(2, np.int32))
@@ -50,7 +51,7 @@ def test_what_is_written_is_read(tmp_path: Path):
     assert (held.about, held.n_cells, held.folder) == (ABOUT, 8, folder)
     np.testing.assert_array_equal(held.embedding[0:8], x)
     np.testing.assert_array_equal(held.codes, np.arange(8) % 3 - 1)
-    np.testing.assert_array_equal(held.names, np.arange(8))
+    np.testing.assert_array_equal(held.keys, np.arange(8))
     np.testing.assert_array_equal(batches_of(folder, Head.read(folder)), np.zeros(8))
     assert held.sample.distances.shape == (2, 3)
     assert sorted(p.name for p in folder.iterdir() if p.name.startswith(".")) == []
@@ -64,6 +65,18 @@ def test_any_slice_of_several_files(tmp_path: Path):
         for stop in range(start, 15):
             np.testing.assert_array_equal(shards[start:stop], x[start:stop])
     assert isinstance(shards[1:4].base, np.memmap) or isinstance(shards[1:4], np.memmap)  # no copy within a file
+
+
+def test_files_that_are_replaced_are_read_as_they_were(tmp_path: Path):
+    folder, x = written(tmp_path / "r")
+    held = read(folder)
+    folder.rename(tmp_path / "old")
+    written(folder, (2, 2))
+    shutil.rmtree(tmp_path / "old")
+    np.testing.assert_array_equal(held.embedding[0:8], x)
+    opened = held.embedding._files
+    del held
+    assert all(file.closed for file in opened)
 
 
 def test_rows_come_in_their_order(tmp_path: Path):
@@ -89,7 +102,7 @@ def test_no_reference(tmp_path: Path, tiny: Path):
         read(tiny)
 
 
-@pytest.mark.parametrize("part", ["embedding-001.npy", "labels-000.npy", "names-001.npy", "sample-000.npz"])
+@pytest.mark.parametrize("part", ["embedding-001.npy", "labels-000.npy", "keys-001.npy", "sample-000.npz"])
 def test_parts_that_are_missing_or_changed(tmp_path: Path, part: str):
     folder, _ = written(tmp_path / "r")
     file = folder / part
@@ -108,7 +121,8 @@ def test_parts_that_are_missing_or_changed(tmp_path: Path, part: str):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda held: held | {"version": 2}, "version 2, this scgpt_tl reads 1: a newer release is needed"),
+        (lambda held: held | {"version": 3}, "version 3, this scgpt_tl reads 2: a newer release is needed"),
+        (lambda held: held | {"version": 1}, "version 1, this scgpt_tl reads 2: build the reference again"),
         (lambda held: held | {"format": "other"}, "has the format 'other'"),
         (lambda held: held | {"about": held["about"] | {"classes": ["y", "x"]}}, "was changed after it was written"),
         (lambda held: held | {"sha256": "0"}, "was changed after it was written"),

@@ -61,18 +61,19 @@ def test_an_index_finds_nearly_all_and_measures_exactly(package: str):
 def test_an_index_leaves_out_what_has_no_label_and_oneself(package: str):
     cells = clouds(400)
     labels = np.arange(400) % 4 - 1
-    own = np.where(labels >= 0, np.arange(400), -1)
-    _, rows = search(cells, cells, 5, index="approximate", own=own, labels=labels)
+    same = np.arange(400) // 8  # eight of one content, of which six have a label
+    _, rows = search(cells, cells, 5, index="approximate", groups=(same, np.where(labels >= 0, same, -1)))
     assert (labels[rows[rows >= 0]] >= 0).all()
     assert (rows[1:] >= 0).all()
-    assert not (rows == np.arange(400)[:, None]).any()
+    assert not (rows // 8 == same[:, None]).any()
 
 
 def test_exact_is_the_scan():
     reference, queries, labels = clouds(50), clouds(9, seed=1), np.arange(50) % 3 - 1
     for index in ("exact", "auto"):
-        found = search(queries, reference, 4, index=index, labels=labels)
-        expected = nearest(queries, reference, 4, groups=(np.full(9, -2), labels))
+        groups = np.full(9, -2), labels
+        found = search(queries, reference, 4, index=index, groups=groups)
+        expected = nearest(queries, reference, 4, groups=groups)
         np.testing.assert_array_equal(found[1], expected[1])
         np.testing.assert_array_equal(found[0], expected[0])
 
@@ -82,6 +83,9 @@ def test_what_auto_means(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "find_spec", lambda name: True)
     assert chosen("auto", module.EXACT_UP_TO + 1) == chosen("approximate", 10) == "faiss"
     assert chosen("exact", 10**9) == "exact"
+    monkeypatch.setattr(module, "find_spec", lambda name: name == "pynndescent" or None)
+    assert chosen("auto", 10**9) == "exact"  # its graph is for those who ask
+    assert chosen("approximate", 10) == "pynndescent"
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     assert chosen("auto", 10**9) == "exact"
     monkeypatch.setitem(sys.modules, "faiss", None)

@@ -37,6 +37,17 @@ def test_table(adata):
     assert table.attrs["verdict"] == f"scGPT: AvgBIO {own:.2f} on 59 labelled cells, above noise ({other:.2f})."
 
 
+@pytest.mark.parametrize("batch_key", [None, "batch"])
+def test_cells_that_are_left_out_may_have_no_place(mixed, batch_key):
+    options = {"embeddings": {"a": "X_scGPT"}, "labels_key": "cell_type", "batch_key": batch_key, "seeds": (0,)}
+    whole = metrics.compare(mixed, **options)
+    mixed.obsm["X_scGPT"][0] = np.nan  # has no label
+    pd.testing.assert_frame_equal(metrics.compare(mixed, **options), whole)
+    mixed.obsm["X_scGPT"][1] = np.nan
+    with pytest.raises(ValueError, match="1 of 60 cells have NaN"):
+        metrics.compare(mixed, **options)
+
+
 def test_missing_slots_are_named(adata):
     with pytest.raises(KeyError, match="cell_type"):
         metrics.compare(adata, embeddings={"scGPT": "X_scGPT"}, labels_key="celltype")

@@ -52,6 +52,17 @@ def test_kbet_leaves_out_small_types_and_types_of_one_batch(cells):
     assert np.isnan(m.kbet(points[:12], ["a"] * 6 + ["b"] * 6, ["x", "y"] * 6))
 
 
+def test_kbet_has_no_word_on_types_of_one_neighbourhood(cells):
+    """The ten nearest of ten cells are all of them, mixed or apart."""
+    points, labels, batches = cells
+    apart = points + 40 * (batches == "x")[:, None]
+    few = np.where((labels == "B") & (np.arange(120) >= 18), None, labels)  # 18 of B
+    assert m.kbet(apart, few, batches) == m.kbet(apart[60:], labels[60:], batches[60:])
+    enough = np.where((labels == "B") & (np.arange(120) >= 20), None, labels)
+    kept = enough == "B"
+    assert np.isfinite(m.kbet(apart[kept], enough[kept], batches[kept]))
+
+
 def test_scib_metrics_is_asked_for_by_its_extra(cells, monkeypatch):
     monkeypatch.setitem(sys.modules, "scib_metrics", None)
     with pytest.raises(ImportError, match=r"pip install 'scgpt_tl\[scib\]'"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scgpt_tl.models._folder import written_beside
+from scgpt_tl.models._folder import ReadError, locked, written_beside
 from scgpt_tl.models.model import load_model
 
 
@@ -60,6 +60,34 @@ def test_a_model_is_replaced_on_request_only(make_model, tmp_path: Path):
     other.export_official(target, overwrite=True)
     assert sorted(p.name for p in target.iterdir()) == ["args.json", "best_model.pt", "vocab.json"]
     assert load_model(target).sha256 == other.sha256
+
+
+def test_what_another_made_meanwhile_is_not_replaced(tmp_path: Path):
+    target = tmp_path / "r"
+
+    def make() -> None:
+        with written_beside(target, overwrite=False, mark="mark", what="reference") as beside:
+            (beside / "mark").write_text("ours")
+            target.mkdir()
+            (target / "mark").write_text("theirs")
+
+    with pytest.raises(FileExistsError, match="holds a reference already"):
+        make()
+    assert everything(tmp_path) == {"r/mark": b"theirs"}
+
+
+def test_errors_of_the_data_are_told_as_they_are(tmp_path: Path):
+    with pytest.raises(ReadError, match=r"^truncated$"), written_beside(tmp_path / "r", overwrite=False):
+        raise ReadError("truncated")  # noqa: EM101
+
+
+def test_one_process_at_a_time(tmp_path: Path):
+    with locked(tmp_path / "a" / "r"):
+        with pytest.raises(OSError, match="another process is writing"), locked(tmp_path / "a" / "r"):
+            pass
+        with locked(tmp_path / "a" / "other"):
+            pass
+    assert list((tmp_path / "a").iterdir()) == []
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

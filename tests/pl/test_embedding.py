@@ -97,3 +97,12 @@ def test_bad_input(adata, options, error, says):
 def test_no_torch():
     code = "import sys, scgpt_tl; scgpt_tl.pl.embedding; scgpt_tl.pl.training_history; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_categories_without_cells_keep_their_colour_and_are_not_listed():
+    adata = ad.AnnData(np.ones((40, 1), np.float32))
+    adata.obsm["X_umap"] = np.random.default_rng(0).normal(size=(40, 2))
+    adata.obs["called"] = pd.Categorical(np.repeat(["B", "mono"], 20), categories=["B", "empty", "mono", "unknown"])
+    legend = pl.embedding(adata, color="called").get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["1  B", "3  mono"]
+    assert [handle.get_color() for handle in legend.legend_handles] == ["#0072B2", "#009E73"]

@@ -46,6 +46,7 @@ def test_the_folder(counts: ad.AnnData, tmp_path: Path):
     assert names.tolist() == [None, None, None, *counts.obs["cell_type"].tolist()[3:]]
     assert held.about.model == {
         "name": "ckpt", "weights_sha256": MODEL.sha256, "vocab_sha256": MODEL.vocab.sha256, "copied": True,
+        "config_sha256": held.about.model["config_sha256"],
     }  # fmt: skip
     assert load_model(tmp_path / "r" / "model").sha256 == MODEL.sha256
     assert held.about.genes == tuple(sorted(counts.var_names))
@@ -107,7 +108,7 @@ def test_what_is_added_counts_as_if_it_had_been_there(toy, tmp_path: Path):
     np.testing.assert_allclose(a.embedding[0:60], b.embedding[0:60], atol=1e-6)
     label = np.array(a.about.classes)[a.codes], np.array(b.about.classes)[b.codes]
     np.testing.assert_array_equal(*label)
-    np.testing.assert_array_equal(a.names, b.names)
+    np.testing.assert_array_equal(a.keys, b.keys)
     np.testing.assert_allclose(a.sample.distances, b.sample.distances, atol=1e-6)
 
 
@@ -163,8 +164,68 @@ def test_a_crash_of_a_new_one_leaves_nothing(counts: ad.AnnData, tmp_path: Path,
 
 def test_another_process_is_adding(counts: ad.AnnData, tmp_path: Path):
     folder = build(counts, tmp_path / "r", labels_key="cell_type")
-    with FileLock(folder / "append.lock"), pytest.raises(OSError, match="another process is adding cells"):
-        build(counts, folder, append=True)
+    with FileLock(tmp_path / ".r.lock"):
+        for options in ({"append": True}, {"labels_key": "cell_type", "overwrite": True}):
+            with pytest.raises(OSError, match=r"another process is writing .*r; call again"):
+                build(counts, folder, **options)
+    with FileLock(tmp_path / ".new.lock"), pytest.raises(OSError, match="another process is writing"):
+        build(counts, tmp_path / "new")
+    assert [p.name for p in tmp_path.iterdir() if p.suffix != ".lock"] == ["r"]
+
+
+def test_what_killed_processes_left_goes(toy, tmp_path: Path):
+    folder = build(toy(30), tmp_path / "r", labels_key="cell_type")
+    (folder / ".embedding-001.npy.77.npy").write_text("half")
+    (tmp_path / ".r.77.tmp" / "model").mkdir(parents=True)
+    (tmp_path / ".rr.77.tmp").mkdir()  # another's
+    build(toy(20, seed=1), folder, append=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".rr.77.tmp", "r"]
+    assert not [p.name for p in folder.iterdir() if p.name.startswith(".")]
+    folder.rename(tmp_path / ".r.78.old")  # killed between the two renamings of an overwriting
+    with pytest.raises(FileExistsError, match="holds a reference already"):
+        build(toy(30), folder, labels_key="cell_type")
+    assert read(folder).n_cells == 50
+
+
+def test_the_same_cells_are_not_added_again(toy, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    first = toy(60)
+    folder = build(first, tmp_path / "r", labels_key="cell_type")
+    before = files(folder)
+    again = first.copy()
+    again.obs_names = [f"x{i}" for i in range(60)]
+    with pytest.raises(ValueError, match=r"60 of the 60 cells are in .* already \(under whatever name\)"):
+        build(again, folder, append=True)
+    assert files(folder) == before
+    half = ad.concat([again[:20], toy(20, seed=1)])
+    with caplog.at_level(logging.WARNING):
+        build(half, folder, append=True)
+    assert "20 of the 40 cells are in the reference already" in caplog.text
+    held = read(folder)
+    assert held.sample.distances.min() > 1e-6  # twins are left out
+    assert np.unique(held.keys).size == 80
+
+
+def test_batches_are_spelled_alike(toy, tmp_path: Path):
+    first, second = toy(30), toy(20, seed=1)
+    first.obs["batch"], second.obs["batch"] = np.arange(30) % 2, (np.arange(20) % 2).astype(float)
+    build(first, tmp_path / "r", labels_key="cell_type", batch_key="batch")
+    build(second, tmp_path / "r", append=True)
+    assert read(tmp_path / "r").about.batches == ("0", "1")
+
+
+def test_data_that_cannot_be_read_are_not_taken_for_a_full_disk(counts, tmp_path: Path, monkeypatch):
+    from scgpt_tl.pp._blocks import Matrix
+
+    def fail(*_: Any) -> None:
+        msg = "Can't synchronously read data"
+        raise OSError(msg)
+
+    monkeypatch.setattr(Matrix, "blocks", fail)
+    for check in (module.Space.check, lambda *_: None):
+        monkeypatch.setattr(module.Space, "check", check)
+        with pytest.raises(OSError, match=r"^the data cannot be read: Can't synchronously"):
+            build(counts, tmp_path / "r", labels_key="cell_type")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -182,7 +243,7 @@ def test_what_cannot_be_added(counts: ad.AnnData, tmp_path: Path, options, error
     before = files(folder)
     with pytest.raises(error, match=says):
         build(counts, folder, append=True, **options)
-    assert {k: v for k, v in files(folder).items() if k != "append.lock"} == before
+    assert files(folder) == before
 
 
 def test_genes_of_another_panel_are_not_added(toy, tmp_path: Path):
@@ -239,4 +300,15 @@ def test_what_is_said(counts: ad.AnnData, tmp_path: Path, caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         build(counts, tmp_path / "r", labels_key="cell_type", batch_key="batch")
     assert "4 of 40 cells have no label in 'cell_type': they are kept, and do not vote" in caplog.text
-    assert "all cells are of one batch" in caplog.text
+    assert "no type lies in two batches" in caplog.text
+
+
+def test_one_labelled_batch_of_several(counts: ad.AnnData, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Else no cell would have a neighbour of another batch, and none would ever be unknown."""
+    counts.obs["batch"] = np.repeat(["a", "b"], 20)
+    counts.obs["cell_type"] = counts.obs["cell_type"].astype(object)
+    counts.obs.loc[counts.obs_names[20:], "cell_type"] = None
+    with caplog.at_level(logging.WARNING):
+        build(counts, tmp_path / "r", labels_key="cell_type", batch_key="batch")
+    assert "no type lies in two batches" in caplog.text
+    assert np.isfinite(read(tmp_path / "r").sample.distances).any()

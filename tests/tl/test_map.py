@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anndata as ad
@@ -155,28 +156,91 @@ def test_cells_without_a_label_are_in_the_space_and_do_not_vote(query: ad.AnnDat
     assert query.obsm["scgpt_mapped_neighbors"].min() >= 30
 
 
-@pytest.mark.parametrize("change", [lambda x: x, lambda x: x / 7])
+@pytest.mark.parametrize("change", [lambda x: x, lambda x: x / 7, lambda x: x.log1p()])
 def test_a_cell_of_the_reference_does_not_vote_for_itself(reference, folder, caplog, change: Callable[[Any], Any]):
+    """Under any name, and however its values were scaled."""
     query = reference[:20].copy()
+    query.obs_names = [f"x{i}" for i in range(20)]
     query.X = change(query.X)
     with caplog.at_level(logging.WARNING):
         place(query, folder)
-    assert "20 of 20 cells of the query have the name of the cell of the reference that is nearest" in caplog.text
+    assert "20 of 20 cells of the query have the content of a cell of the reference" in caplog.text
     assert query.uns["scgpt_mapped"]["n_same"] == 20
     assert not (query.obsm["scgpt_mapped_neighbors"] == np.arange(20)[:, None]).any()
     assert (query.obs["scgpt_mapped_distance"] > 1e-4).all()
 
 
-def test_a_name_alone_is_no_cell(folder: Path, caplog: pytest.LogCaptureFixture):
+@pytest.mark.parametrize("index", ["exact", "approximate"])
+def test_nor_does_any_copy_of_it(reference: ad.AnnData, tmp_path: Path, index: str):
+    """Names are given twice, and mean nothing."""
+    if index == "approximate":
+        pytest.importorskip("faiss")
+    more = two_kinds(60, seed=4, prefix="r")
+    more.X = sparse.vstack([reference.X[:20], more.X[20:]], format="csr")
+    folder = build_reference(reference, out=tmp_path / "r", labels_key="kind", model=MODEL, progress=False)
+    build_reference(more, out=folder, append=True, progress=False)
+    query = reference[:20].copy()
+    place(query, folder, index=index)
+    near = query.obsm["scgpt_mapped_neighbors"]
+    assert not (near % 60 == np.arange(20)[:, None]).any()
+    assert (near[:, 0] >= 0).all()
+    assert (query.obs["scgpt_mapped_distance"] > 1e-4).all()
+
+
+def test_a_name_alone_is_no_cell(folder: Path):
     query = two_kinds(24, seed=1, prefix="r")
-    others = query.copy()
-    others.obs_names = [f"r{(i + 1) % 24}" for i in range(24)]
-    with caplog.at_level(logging.WARNING):
-        for adata in (query, others):
-            place(adata, folder)
-    same = [adata.uns["scgpt_mapped"]["n_same"] for adata in (query, others)]
-    assert max(same) <= 2  # a chance in thirty of each: it is left out, though another cell
-    assert (others.obs["scgpt_mapped"].to_numpy(str) == query.obs["scgpt_mapped"].to_numpy(str)).all()
+    place(query, folder)
+    assert query.uns["scgpt_mapped"]["n_same"] == 0
+
+
+def test_cells_of_few_genes_are_alike_by_chance(reference: ad.AnnData):
+    x = reference.X.toarray()
+    x[:6] = np.arange(60) == 1
+    reference.X = sparse.csr_matrix(x)
+    query = reference[:6].copy()
+    place(query, reference, k=5)
+    assert query.uns["scgpt_mapped"]["n_same"] == 0
+    assert (query.obs["scgpt_mapped_distance"] < 1e-6).all()
+
+
+def test_fewer_than_k_are_left_for_a_cell(reference: ad.AnnData):
+    few = reference[:16].copy()
+    query = few[:3].copy()
+    place(query, few, k=16)
+    assert (query.obsm["scgpt_mapped_neighbors"][:, 15] == -1).all()
+    assert query.obs["scgpt_mapped_distance"].between(0, 2).all()
+
+
+def test_batches_of_cells_in_memory(query: ad.AnnData, reference: ad.AnnData, tmp_path: Path):
+    reference.obs["donor"] = np.repeat(["a", "b"], 30)
+    options = {"labels_key": "kind", "batch_key": "donor", "model": MODEL, "progress": False}
+    folder = build_reference(reference, out=tmp_path / "r", **options)
+    other, plain = query.copy(), query.copy()
+    place(query, folder)
+    place(other, reference, batch_key="donor")
+    place(plain, reference)
+    told = [adata.uns["scgpt_mapped"]["threshold"] for adata in (query, other, plain)]
+    np.testing.assert_array_equal(told[0], told[1])
+    assert not np.array_equal(told[0], told[2])
+    refused(plain, folder, "batch_key='x': the reference was built with 'donor'", batch_key="x")
+
+
+def test_categories_are_those_that_occur(query: ad.AnnData, folder: Path):
+    odd = query[query.obs["kind"] == "odd"].copy()
+    place(odd, folder)
+    assert odd.obs["scgpt_mapped"].cat.categories.tolist() == ["odd", "unknown"]
+    assert odd.uns["scgpt_mapped"]["classes"].tolist() == ["even", "odd"]
+
+
+def test_numbers_are_of_the_type_that_the_reference_has(query, reference, tmp_path: Path, caplog):
+    options = {"labels_key": "kind", "model": MODEL, "dtype": "bfloat16", "progress": False}
+    half = build_reference(reference, out=tmp_path / "r", **options)
+    other = query.copy()
+    place(query, half)
+    assert query.uns["scgpt_mapped"]["params"]["dtype"] == "bfloat16"
+    assert not caplog.records
+    place(other, half, dtype="float32")
+    assert "dtype='float32': the reference's cells were embedded in bfloat16" in caplog.text
 
 
 def test_cells_unlike_the_reference_and_empty_ones_are_unknown(reference: ad.AnnData):
@@ -246,7 +310,7 @@ def test_references_that_cannot_be_used(query: ad.AnnData, reference: ad.AnnData
     refused(query, tmp_path / "absent", "is not there", FileNotFoundError)
     (tmp_path / "x.h5ad").write_text("")
     refused(query, tmp_path / "x.h5ad", r"is a file; read it: anndata\.read_h5ad")
-    refused(query, 3, "data is int", TypeError)
+    refused(query, 3, "reference is int", TypeError)
     reference.obs["kind"] = "same"
     refused(query, reference, "one type, 'same'; two or more")
     reference.obs["kind"] = None
@@ -302,9 +366,17 @@ def test_a_reference_that_was_edited_or_half_copied(query: ad.AnnData, folder: P
     text = head.read_text()
     head.write_text(json.dumps(held))
     refused(query, folder, "was changed after it was written")
-    head.write_text(text.replace('"version": 1', '"version": 9'))
+    head.write_text(text.replace('"version": 2', '"version": 9'))
     refused(query, folder, "a newer release is needed")
     head.write_text(text)
+    head.write_text(text.replace('"version": 2', '"version": 1'))
+    refused(query, folder, "build the reference again")
+    head.write_text(text)
+    config = folder / "model" / "config.json"
+    config.write_text(config.read_text().replace('"cls_value": -2.0', '"cls_value": 0.0'))
+    refused(query, folder, r"embedded with 'ckpt' \(config .*the model of that name here is another")
+    config.write_text(config.read_text().replace('"cls_value": 0.0', '"cls_value": -2.0'))
+    place(query.copy(), folder)
     (folder / "embedding-000.npy").unlink()
     refused(query, folder, "lacks embedding-000.npy", FileNotFoundError)
 
@@ -315,13 +387,70 @@ def test_an_error_at_the_end_writes_nothing(query: ad.AnnData, folder: Path, mon
     def die(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    before = state(query)
-    for name in ("search", "_same_cells"):
-        with monkeypatch.context() as patch:
-            patch.setattr(module, name, die)
-            with pytest.raises(KeyboardInterrupt):
-                place(query, folder)
-        assert state(query) == before
+    for _ in range(2):  # a first time, and over results that stand there
+        before = query.copy()
+        for where, name in (module, "search"), (module, "label_votes"), (module.Space, "gene_embeddings"):
+            with monkeypatch.context() as patch:
+                patch.setattr(where, name, die)
+                with pytest.raises(KeyboardInterrupt):
+                    place(query, folder, k=3)
+            assert state(query) == state(before)
+            pd.testing.assert_frame_equal(query.obs, before.obs)
+        place(query, folder)
+
+
+def test_a_reference_that_is_replaced_meanwhile(query, reference, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """What was opened is read to its end."""
+    from scgpt_tl.tl import _map as module
+
+    other = query.copy()
+    place(other, folder)
+    swapped = reference[::-1].copy()
+    swapped.obs["kind"] = reference.obs["kind"].to_numpy()
+    search = module.search
+
+    def late(*args: Any, **options: Any) -> Any:
+        build_reference(swapped, out=folder, labels_key="kind", model=MODEL, overwrite=True, progress=False)
+        return search(*args, **options)
+
+    monkeypatch.setattr(module, "search", late)
+    place(query, folder)
+    pd.testing.assert_frame_equal(query.obs, other.obs)
+
+
+def test_an_embedding_of_another_model_is_left(query: ad.AnnData, folder: Path, caplog: pytest.LogCaptureFixture):
+    scgpt_embed(query, model=with_random_weights(MODEL), groupby="kind", progress=False)
+    before = query.copy()
+    with caplog.at_level(logging.WARNING):
+        place(query, folder)
+    assert ".obsm['X_scGPT'] has another weights_sha256 than the reference's cells, and is left" in caplog.text
+    np.testing.assert_array_equal(query.obsm["X_scGPT"], before.obsm["X_scGPT"])
+    assert query.uns["scgpt"]["params"] == before.uns["scgpt"]["params"]
+    assert "scGPT_context" in query.varm
+    place(query, folder, overwrite=True)
+    assert query.uns["scgpt"]["params"]["weights_sha256"] == MODEL.sha256
+    assert "scGPT_context" not in query.varm
+
+
+def test_contexts_of_the_same_run_stay(query: ad.AnnData, folder: Path):
+    scgpt_embed(query, model=MODEL, groupby="kind", progress=False)
+    place(query, folder)
+    assert query.varm["scGPT_context"].shape == (60, 2, 64)
+    assert query.uns["scgpt"]["groups"].tolist() == ["even", "odd"]
+
+
+def test_a_mudata_is_refused(query: ad.AnnData, folder: Path):
+    """It has nearly all attributes of an AnnData."""
+    several = SimpleNamespace(mod={"rna": query}, obs=query.obs, obsm={}, varm={}, uns={}, obs_names=query.obs_names)
+    several.isbacked = several.is_view = False
+    for call in (
+        lambda: place(several, folder),
+        lambda: place(query, several, model=MODEL),
+        lambda: build_reference(several, out=folder.with_name("m")),
+        lambda: scgpt_embed(several),
+    ):
+        with pytest.raises(TypeError, match=r"is SimpleNamespace; AnnData is expected \(.*mdata\['rna'\]"):
+            call()
 
 
 # ---- from the command line

@@ -127,8 +127,8 @@ def from_first(fabric: Fabric, make: Callable[[], T]) -> T:
     if fabric.global_rank == 0:
         try:
             made = make()
-        except (Exception, KeyboardInterrupt, SystemExit) as found:
-            error = found  # raised again, in every process
+        except (Exception, KeyboardInterrupt, SystemExit) as found:  # noqa: BLE001 (raised again, in every process)
+            error = found
     together(fabric, error)
     return fabric.broadcast(made)
 

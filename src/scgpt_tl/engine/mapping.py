@@ -15,6 +15,7 @@ import numpy as np
 
 from scgpt_tl._random import Purpose, mix_words, stream_key
 from scgpt_tl.engine.neighbors import Rows, label_votes, nearest, vote
+from scgpt_tl.engine.twins import as_groups, seen
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +42,10 @@ class Sample:
     """(s,) int32 the cells' own."""
 
     @classmethod
-    def take(cls, embedding: Rows, codes: np.ndarray, batches: np.ndarray | None, *, seed: int) -> Sample:
-        """Look at up to 2,000 labelled cells, the same ones for the same reference and seed.
+    def take(
+        cls, embedding: Rows, codes: np.ndarray, batches: np.ndarray | None, *, keys: np.ndarray, seed: int
+    ) -> Sample:
+        """Look at up to 2,000 labelled cells, the same ones for the same cells and seed, in any order.
 
         Parameters
         ----------
@@ -51,20 +54,41 @@ class Sample:
         codes
             (n,) labels, -1: none, not looked at and no neighbour.
         batches
-            (n,) batch of each cell: neighbours are of other batches. None: any cell but itself.
+            (n,) batch of each cell: neighbours are of other batches, and cells whose label lies in one batch alone are
+            not asked about. None, or where that leaves none: any cell but itself.
+        keys
+            (n,) uint64 `twins.content_keys`; cells with a cell's own key are no neighbours of it.
         seed
             Of the choice.
         """
-        labelled = np.flatnonzero(codes >= 0)
-        words = mix_words(labelled.astype(np.uint64), stream_key(seed, Purpose.SPLIT, 0))
-        rows = np.sort(labelled[np.argsort(words, kind="stable")[:_SAMPLED]])
-        k = min(KEPT, max(1, len(labelled) - 1))
-        # with batches, a cell without a label keeps the group that nobody sees
-        theirs = codes if batches is None else np.where(codes >= 0, batches, -1)
-        mine = np.full(len(rows), -2) if batches is None else batches[rows]
+        labelled = askable = codes >= 0
+        if batches is not None and not (askable := _in_several(codes, batches)).any():
+            logger.warning("no type lies in two batches: how new ones will differ cannot be judged, each cell is left "
+                           "out alone")  # fmt: skip
+            askable, batches = labelled, None
+        elif left := len(np.unique(codes[labelled & ~askable])):
+            logger.warning("%s types lie in one batch alone: all cells' distances decide who is unknown to them", left)
+        asked = np.flatnonzero(askable)
+        words = mix_words(keys[asked], stream_key(seed, Purpose.SPLIT, 0))
+        rows = asked[np.argsort(words, kind="stable")[:_SAMPLED]]
+        mine, theirs = [as_groups(keys[rows])], [seen(keys, codes)]
+        if batches is not None:
+            mine, theirs = [*mine, batches[rows]], [*theirs, seen(batches, codes)]
         cells = np.concatenate([np.empty((0, embedding.shape[1]), np.float32), *_rows(embedding, rows)])
-        distances, found = nearest(cells, embedding, k, own=rows, groups=(mine, theirs))
+        k = min(KEPT, max(1, int(labelled.sum()) - 1))
+        groups = np.stack(mine, axis=1), np.stack(theirs, axis=1)
+        distances, found = nearest(cells, embedding, k, own=rows, groups=groups)
+        if not np.isfinite(distances).any():
+            logger.warning("no cell of the reference has another to be compared with: no cell will be called unknown")
         return cls(distances, label_votes(codes, found).astype(np.int32), codes[rows].astype(np.int32))
+
+
+def _in_several(codes: np.ndarray, batches: np.ndarray) -> np.ndarray:
+    """(n,) bool: cells with a label that lies in two batches or more."""
+    labelled, n = codes >= 0, int(batches.max(initial=0)) + 1
+    pairs = np.unique(codes[labelled].astype(np.int64) * n + batches[labelled])
+    several = np.bincount(pairs // n, minlength=int(codes.max(initial=0)) + 1) > 1
+    return labelled & several[codes]
 
 
 def _rows(embedding: Rows, rows: np.ndarray) -> list[np.ndarray]:

@@ -4,7 +4,7 @@
         embedding-000.npy    float32 (n, D), length 1
         labels-000.npy       int32 (n,), -1: none
         batches-000.npy      int32 (n,), where batches are known
-        names-000.npy        uint64 (n,), hashes of the cells' names
+        keys-000.npy         uint64 (n,), what the cells are known by, see `twins`
         sample-000.npz       neighbours of some of the cells among the others, see `mapping.Sample`
         model/               a copy of the model, unless it has a name that everybody finds
 
@@ -17,9 +17,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -30,7 +31,7 @@ from scgpt_tl._files import replacing
 from scgpt_tl.engine.mapping import Sample
 from scgpt_tl.genes.bundle import kind_of, read_json
 
-FORMAT, VERSION = "scgpt_tl reference", 1
+FORMAT, VERSION = "scgpt_tl reference", 2
 HEAD = "reference.json"
 MODEL = "model"
 _BUILD = "tl.build_reference makes one"
@@ -48,7 +49,7 @@ class About:
     """What a reference is, all but its numbers. Plain values that JSON holds."""
 
     model: dict[str, Any]
-    """`name`, `weights_sha256`, `vocab_sha256`, `copied` (whether it lies in the folder)."""
+    """`name`, `weights_sha256`, `vocab_sha256`, `config_sha256`, `copied` (whether it lies in the folder)."""
     options: dict[str, Any]
     """How cells were embedded: `seed`, `max_length`, `dtype`."""
     genes: tuple[str, ...]
@@ -63,7 +64,8 @@ class About:
 class Reference:
     """Cells to compare others with.
 
-    In memory, or in a folder, of which an embedding is read through memory maps as it is needed.
+    In memory, or in a folder, of which an embedding is read through memory maps as it is needed. Files are open from
+    the start: a folder that is replaced meanwhile is read to its end as it was.
     """
 
     about: About
@@ -71,8 +73,8 @@ class Reference:
     """(n, D) float32, or `Shards` of it."""
     codes: np.ndarray | None
     """(n,) int32 labels, -1: none. None where the reference has no labels."""
-    names: np.ndarray
-    """(n,) uint64, `_random.name_keys` of the cells' names."""
+    keys: np.ndarray
+    """(n,) uint64, `twins.content_keys` of the cells."""
     sample: Sample
     folder: Path | None = None
 
@@ -83,24 +85,35 @@ class Reference:
 
 
 class Shards:
-    """Files of rows as one array: a slice of rows is read through a memory map that lasts as long as the slice."""
+    """Files of rows as one array: a slice of rows is read through a memory map that lasts as long as the slice.
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._files = tuple(files)
-        shapes = [_mapped(file).shape for file in self._files]
-        self._ends = np.cumsum([shape[0] for shape in shapes])
-        self.shape = (int(self._ends[-1]), int(shapes[0][1]))
+    `sha256`, where given, is held against each file as it was opened.
+    """
+
+    def __init__(self, files: Sequence[Path], sha256: Sequence[str] = ()) -> None:
+        self._files: list[BufferedReader] = []
+        weakref.finalize(self, _close, self._files)
+        self._files.extend(map(_opened, files))
+        for file, opened, expected in zip(files, self._files, sha256, strict=False):
+            _compare(file, hashlib.file_digest(opened, "sha256").hexdigest(), expected)
+        heads = [_head(file, opened) for file, opened in zip(files, self._files, strict=True)]
+        self._shapes, self._starts = [shape for shape, _ in heads], [start for _, start in heads]
+        self._ends = np.cumsum([shape[0] for shape in self._shapes])
+        self.shape = (int(self._ends[-1]), int(self._shapes[0][1]))
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         start, stop, _ = rows.indices(self.shape[0])
         parts = []
-        for file, end in zip(self._files, self._ends.tolist(), strict=True):
+        for number, end in enumerate(self._ends.tolist()):
             if start < end and start < stop:
-                held = _mapped(file)
-                first = end - len(held)
-                parts.append(held[start - first : min(stop, end) - first])
+                first = end - self._shapes[number][0]
+                parts.append(self._mapped(number)[start - first : min(stop, end) - first])
                 start = end
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, self.shape[1]), np.float32), *parts])
+
+    def _mapped(self, number: int) -> np.ndarray:
+        file: Any = self._files[number]  # an open file will do
+        return np.memmap(file, "<f4", "r", offset=self._starts[number], shape=self._shapes[number])
 
 
 class ArrayFile:
@@ -132,7 +145,7 @@ class Head:
 
     about: About
     shards: tuple[dict[str, Part], ...]
-    """`embedding`, `names`, with labels `labels`, with batches `batches`."""
+    """`embedding`, `keys`, with labels `labels`, with batches `batches`."""
     sample: Part
 
     @classmethod
@@ -153,10 +166,11 @@ class Head:
         if held.get("format") != FORMAT:
             msg = f"{file} has the format {held.get('format')!r}, {FORMAT!r} is expected; {_BUILD}"
             raise ValueError(msg)
-        if held.get("version") != VERSION:
-            msg = (
-                f"{file} has version {held.get('version')!r}, this scgpt_tl reads {VERSION}: a newer release is needed"
-            )
+        version = held.get("version")
+        if version != VERSION:
+            newer = isinstance(version, int) and version > VERSION
+            mend = "a newer release is needed" if newer else "build the reference again"
+            msg = f"{file} has version {version!r}, this scgpt_tl reads {VERSION}: {mend}"
             raise ValueError(msg)
         if held.pop("sha256", None) != _digest(held):
             msg = f"{file} was changed after it was written, and may say what is not so; build the reference again"
@@ -174,11 +188,6 @@ class Head:
                 json.dumps(held | {"sha256": _digest(held)}, indent=1, ensure_ascii=False) + "\n", "utf-8"
             )
 
-    @cached_property
-    def parts(self) -> tuple[Part, ...]:
-        """All files but this one."""
-        return (*(part for shard in self.shards for part in shard.values()), self.sample)
-
 
 def read(folder: str | Path) -> Reference:
     """Open a reference; every part is held against its sha256.
@@ -192,14 +201,13 @@ def read(folder: str | Path) -> Reference:
     """
     folder = Path(folder).expanduser()
     head = Head.read(folder)
-    for part in head.parts:
-        _check(folder / part["file"], part["sha256"])
-    embedding = Shards([folder / shard["embedding"]["file"] for shard in head.shards])
+    parts = [shard["embedding"] for shard in head.shards]
+    embedding = Shards([folder / part["file"] for part in parts], [part["sha256"] for part in parts])
     codes = _joined(folder, head.shards, "labels") if head.about.labels_key is not None else None
-    names = _joined(folder, head.shards, "names")
-    with np.load(folder / head.sample["file"], allow_pickle=False) as held:
-        sample = Sample(held["distances"], held["labels"], held["codes"])
-    return Reference(head.about, embedding, codes, names, sample, folder)
+    keys = _joined(folder, head.shards, "keys")
+    held = _loaded(folder, head.sample)
+    sample = Sample(held["distances"], held["labels"], held["codes"])
+    return Reference(head.about, embedding, codes, keys, sample, folder)
 
 
 def batches_of(folder: Path, head: Head) -> np.ndarray | None:
@@ -208,7 +216,7 @@ def batches_of(folder: Path, head: Head) -> np.ndarray | None:
 
 
 def write_shard(folder: Path, number: int, arrays: Mapping[str, np.ndarray]) -> dict[str, Part]:
-    """Write labels, names, batches of some cells, and speak of them; their embedding is there already."""
+    """Write labels, keys, batches of some cells, and speak of them; their embedding is there already."""
     found = {"embedding": part(folder, f"embedding-{number:03d}.npy")}
     for name, values in arrays.items():
         file = f"{name}-{number:03d}.npy"
@@ -244,23 +252,45 @@ def with_genes(about: About, genes: Sequence[str]) -> About:
     return replace(about, genes=tuple(sorted({*about.genes, *genes})))
 
 
-def _mapped(file: Path) -> np.ndarray:
+def _opened(file: Path) -> BufferedReader:
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
+        return file.open("rb")
+    except FileNotFoundError as error:
+        msg = f"{file.parent} lacks {file.name}, of which {HEAD} speaks: it was copied in part; copy or build it again"
+        raise FileNotFoundError(msg) from error
+
+
+def _close(files: Sequence[BufferedReader]) -> None:
+    for file in files:
+        file.close()
+
+
+def _head(file: Path, opened: BufferedReader) -> tuple[tuple[int, int], int]:
+    """Shape of an array in a file, and where its numbers begin."""
+    opened.seek(0)
+    try:
+        np.lib.format.read_magic(opened)
+        (n, width), _, _ = np.lib.format.read_array_header_1_0(opened)
+        return (n, width), opened.tell()
     except (ValueError, EOFError) as error:
         msg = f"{file} is no whole array ({error}); build the reference again"
         raise ValueError(msg) from error
 
 
 def _joined(folder: Path, shards: Sequence[Mapping[str, Part]], name: str) -> np.ndarray:
-    return np.concatenate([np.load(folder / shard[name]["file"], allow_pickle=False) for shard in shards])
+    return np.concatenate([_loaded(folder, shard[name]) for shard in shards])
 
 
-def _check(file: Path, sha256: str) -> None:
-    if not file.is_file():
-        msg = f"{file.parent} lacks {file.name}, of which {HEAD} speaks: it was copied in part; copy or build it again"
-        raise FileNotFoundError(msg)
-    if _sha256(file) != sha256:
+def _loaded(folder: Path, said: Part) -> Any:
+    """What a part holds, of the very bytes that were held against its sha256."""
+    with _opened(folder / said["file"]) as opened:
+        content = opened.read()
+    _compare(folder / said["file"], hashlib.sha256(content).hexdigest(), said["sha256"])
+    return np.load(BytesIO(content), allow_pickle=False)
+
+
+def _compare(file: Path, sha256: str, expected: str) -> None:
+    if sha256 != expected:
         msg = f"{file} was changed after it was written (its sha256 is another); copy or build the reference again"
         raise ValueError(msg)
 

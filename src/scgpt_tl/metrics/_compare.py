@@ -97,9 +97,10 @@ def compare(
     kept = pd.notna(labels) if batches is None else pd.notna(labels) & pd.notna(batches)
     found = {name: np.asarray(adata.obsm[key]) for name, key in embeddings.items()}
     for points in found.values():  # before any long work
-        _checks.labelled(points, np.where(kept, labels, ""))
-        if batches is not None:
-            _checks.both(points, labels, batches)
+        if batches is None:
+            _checks.labelled(np.where(kept[:, None], points, 0), labels)
+        else:
+            _checks.both(np.where(kept[:, None], points, 0), labels, batches)
     found |= _made(adata, wanted, layer, batches)
     rows = {}
     for name, points in found.items():

@@ -90,8 +90,8 @@ def kbet(embedding: Any, labels: Any, batches: Any, *, alpha: float = 0.05) -> f
     A cell's batches among its k nearest cells of its own type, itself included, are held against those of the type:
     chi squared is the sum over batches of (observed - expected)^2 / expected, one degree of freedom less than batches.
     k is a quarter of the mean batch size of the type, at least 10 and at most 70, as in scib, which counts neighbours
-    along diffusion maps where we take the embedding's own distances. Types of one batch or of fewer than 10 cells are
-    left out; NaN where that leaves none.
+    along diffusion maps where we take the embedding's own distances. Types of one batch or of fewer than 2 k cells, of
+    which a neighbourhood is half or more, are left out; NaN where that leaves none.
 
     Parameters
     ----------
@@ -111,9 +111,9 @@ def _kbet(points: np.ndarray, types: np.ndarray, codes: np.ndarray, *, alpha: fl
     for one in np.unique(types):
         rows = np.flatnonzero(types == one)
         sizes = np.unique(codes[rows], return_counts=True)[1]
-        if len(rows) < 10 or len(sizes) < 2:
+        k = min(70, max(10, int(sizes.mean() // 4)))
+        if len(rows) < 2 * k or len(sizes) < 2:
             continue
-        k = min(70, max(10, int(sizes.mean() // 4)), len(rows))
         found = NearestNeighbors(n_neighbors=k).fit(points[rows]).kneighbors(points[rows], return_distance=False)
         accepted.append((kbet_pvalues(codes[rows], found) >= alpha).mean())
     return float(np.mean(accepted)) if accepted else float("nan")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from scgpt_tl._files import clear_stale
 from scgpt_tl.genes.bundle import kind_of
 
 
@@ -31,16 +36,60 @@ def written_beside(
     _refuse_taken(target, mark, what, overwrite=overwrite)
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(beside, ignore_errors=True)  # left by a killed process of the same number
-        beside.mkdir()
-        yield beside
-        _put_in_place(beside, target)
+        with _told(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(beside, ignore_errors=True)  # left by a killed process of the same number
+            beside.mkdir()
+            yield beside
+        _refuse_taken(target, mark, what, overwrite=overwrite)  # by another process meanwhile
+        with _told(target):
+            _put_in_place(beside, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Let one process at a time make, replace or add to a folder, and clear what killed ones left beside it.
+
+    Raises
+    ------
+    OSError
+        Another process is at it, or the place cannot be written.
+    """
+    target = Path(folder).expanduser().absolute()
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    try:
+        with _told(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+    except Timeout:
+        msg = f"another process is writing {target}; call again when it is done"
+        raise OSError(msg) from None
+    try:
+        for old in target.parent.glob(f".{escape(target.name)}.*.old"):
+            if not target.exists():  # killed between the two renamings
+                old.rename(target)
+        clear_stale(target.parent, re.escape(target.name))
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+class ReadError(OSError):
+    """The user's data cannot be read; nothing is the matter with the folder."""
+
+
+@contextmanager
+def _told(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ReadError, Timeout):
+        raise
     except OSError as error:
         msg = f"{target} could not be written ({error}); nothing was changed. Free some space or give another folder"
         raise OSError(msg) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _refuse_taken(target: Path, mark: str | None, what: str, *, overwrite: bool) -> None:

@@ -120,7 +120,8 @@ def _draw(ax: Axes, points: np.ndarray, values: pd.Series, size: float, columns:
     _scatter_groups(ax, points, codes, size)
     marks = names if short else [str(code + 1) for code in range(len(names))]
     _number(ax, points, codes, marks)
-    handles = [_handle(code, name if short else f"{code + 1}  {name}") for code, name in enumerate(names)]
+    there = np.unique(codes[codes >= 0]).tolist()  # a category without cells keeps its colour, and is not listed
+    handles = [_handle(code, names[code] if short else f"{code + 1}  {names[code]}") for code in there]
     missing = int((codes < 0).sum())
     if missing:
         handles.append(_handle(-1, f"no label ({missing:,})"))

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-from scgpt_tl._files import replacing
+from scgpt_tl._files import clear_stale, replacing
 from scgpt_tl._random import as_seed
+from scgpt_tl._slots import check_anndata
 from scgpt_tl.engine.mapping import Sample
 from scgpt_tl.engine.predict import Compute
 from scgpt_tl.engine.reference import (
@@ -31,11 +29,12 @@ from scgpt_tl.engine.reference import (
     write_sample,
     write_shard,
 )
-from scgpt_tl.models._folder import written_beside
+from scgpt_tl.engine.twins import found_in
+from scgpt_tl.models._folder import locked, written_beside
 from scgpt_tl.pp._genes import genes_of
-from scgpt_tl.tl._columns import Columns, check_data
+from scgpt_tl.tl._columns import Columns
 from scgpt_tl.tl._reference import shared_genes
-from scgpt_tl.tl._space import Space
+from scgpt_tl.tl._space import Embedded, Space, as_embedded
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from scgpt_tl.tl._embed import ComputeOptions
 
 logger = logging.getLogger(__name__)
+_NEARLY_ALL = 0.9  # of the cells to add: then the same were given again
 
 
 def build_reference(
@@ -115,27 +115,29 @@ def build_reference(
     >>> scgpt_tl.tl.scgpt_map(query, "atlas")
     """
     how, seed, target = Compute.of(compute, beside=_ARGUMENTS), as_seed(rng), Path(out).expanduser()
-    check_data(data)
+    check_anndata(data, "data")
     if append and overwrite:
         msg = "append=True keeps the reference and overwrite=True replaces it: give one of the two"
         raise ValueError(msg)
     if append:
-        with _locked(target):
+        Head.read(target)  # says what is the matter
+        with locked(target):
             _append(data, target, labels_key, batch_key, model=model, layer=layer, how=how, seed=seed)
         return target
     space = Space.of("pbmc-mini" if model is None else model, seed=seed)
-    with written_beside(target, overwrite=overwrite, mark=HEAD, what="reference") as beside:
+    with locked(target), written_beside(target, overwrite=overwrite, mark=HEAD, what="reference") as beside:
         columns = Columns.of(data, labels_key, batch_key)
         space.check(data, layer)
         about = _about(space, columns, how)
-        about = with_genes(about, _write_embedding(data, beside, 0, space, layer=layer, how=how))
+        made = _write_embedding(data, beside, 0, space, layer=layer, how=how)
         embedding = Shards([beside / "embedding-000.npy"])
-        sample = Sample.take(embedding, columns.voters, _if_several(columns.batches), seed=seed)
-        shard = write_shard(beside, 0, columns.arrays)
+        sample = Sample.take(embedding, columns.voters, columns.batches, keys=made.keys, seed=seed)
+        del embedding  # it keeps the file open
+        shard = write_shard(beside, 0, {"keys": made.keys} | columns.arrays)
         if not space.is_named:
             about = replace(about, model=about.model | {"copied": True})
             space.model.save(beside / MODEL)
-        Head(about, (shard,), write_sample(beside, 0, sample)).write(beside)
+        Head(with_genes(about, made.genes), (shard,), write_sample(beside, 0, sample)).write(beside)
     return target
 
 
@@ -143,15 +145,14 @@ def build_reference(
 _ARGUMENTS = tuple(name for name in build_reference.__kwdefaults__ or ())
 
 
-def reference_of(data: AnnData, labels_key: str | None, space: Space, *, layer: str | None, how: Compute) -> Reference:
+def reference_of(data: AnnData, columns: Columns, space: Space, *, layer: str | None, how: Compute) -> Reference:
     """The same in memory, of an AnnData that is mapped to once."""
-    columns = Columns.of(data, labels_key, None)
     space.check(data, layer)
     embedding = np.empty((data.n_obs, space.model.config.d_model), np.float32)
     made = space.embed(data, embedding, layer=layer, compute=how)
-    sample = Sample.take(embedding, columns.voters, None, seed=space.seed)
+    sample = Sample.take(embedding, columns.voters, columns.batches, keys=made.keys, seed=space.seed)
     about = with_genes(_about(space, columns, how), made.genes)
-    return Reference(about, embedding, columns.codes, columns.names, sample)
+    return Reference(about, embedding, columns.codes, made.keys, sample)
 
 
 def _append(
@@ -174,21 +175,24 @@ def _append(
         msg = f"rng={seed}: the cells of {folder} were embedded with rng={space.seed}; give the same to add to them"
         raise ValueError(msg)
     space.check(data, layer)
-    vocab = space.model.vocab
+    how, vocab = as_embedded(how, held), space.model.vocab
     shared_genes(genes_of(data, vocab).ids, vocab.ids(list(about.genes)), what="reference")
-    genes = _write_embedding(data, folder, number, space, layer=layer, how=how)
+    _refuse_known(space.keys(data, layer), held.keys, folder)
+    clear_stale(folder)
+    made = _write_embedding(data, folder, number, space, layer=layer, how=how)
     classes, codes = merged(about.classes, columns.classes, columns.voters)
     batches, places = merged(about.batches, columns.batch_names, _or_zeros(columns.batches, data.n_obs))
     columns = replace(columns, codes=None if columns.codes is None else codes)
     columns = replace(columns, batches=None if columns.batches is None else places)
-    about = with_genes(replace(about, classes=classes, batches=batches), genes)
+    about = with_genes(replace(about, classes=classes, batches=batches), made.genes)
     parts = [folder / shard["embedding"]["file"] for shard in head.shards]
     embedding = Shards([*parts, folder / f"embedding-{number:03d}.npy"])
     voters = np.concatenate([np.zeros(held.n_cells, np.int32) if held.codes is None else held.codes, columns.voters])
     before = batches_of(folder, head)
     groups = None if before is None or columns.batches is None else np.concatenate([before, columns.batches])
-    sample = Sample.take(embedding, voters, _if_several(groups), seed=seed)
-    shard = write_shard(folder, number, columns.arrays)
+    keys = np.concatenate([held.keys, made.keys])
+    sample = Sample.take(embedding, voters, groups, keys=keys, seed=seed)
+    shard = write_shard(folder, number, {"keys": made.keys} | columns.arrays)
     Head(about, (*head.shards, shard), write_sample(folder, number, sample)).write(folder)
 
 
@@ -205,12 +209,16 @@ def _or_zeros(codes: np.ndarray | None, n: int) -> np.ndarray:
     return np.full(n, -1, np.int32) if codes is None else codes
 
 
-def _if_several(batches: np.ndarray | None) -> np.ndarray | None:
-    """Batches, where one can be left out."""
-    if batches is None or len(np.unique(batches)) > 1:
-        return batches
-    logger.warning("all cells are of one batch: how others will differ cannot be judged, each cell is left out alone")
-    return None
+def _refuse_known(keys: np.ndarray, held: np.ndarray, folder: Path) -> None:
+    """Cells that are there already would vote twice."""
+    n = int(found_in(keys, held).sum())
+    if n >= _NEARLY_ALL * len(keys):
+        msg = f"{n:,} of the {len(keys):,} cells are in {folder} already (under whatever name): nothing was added"
+        raise ValueError(msg)
+    if n:
+        logger.warning(
+            "%s of the %s cells are in the reference already, and will vote twice", f"{n:,}", f"{len(keys):,}"
+        )
 
 
 def _write_embedding(
@@ -221,22 +229,20 @@ def _write_embedding(
     *,
     layer: str | None,
     how: Compute,
-) -> list[str]:
-    """Embed into a file of the folder; the genes that the data hold."""
+) -> Embedded:
+    """Embed into a file of the folder."""
     with replacing(folder / f"embedding-{number:03d}.npy") as beside:
         sink = ArrayFile(beside, (data.n_obs, space.model.config.d_model))
         try:
-            made = space.embed(data, sink, layer=layer, compute=how)
+            return space.embed(data, sink, layer=layer, compute=how)
         finally:
             sink.close()
-    return made.genes
 
 
 def _about(space: Space, columns: Columns, how: Compute) -> About:
-    model = {"name": space.model.name, "weights_sha256": space.sha256, "vocab_sha256": space.model.vocab.sha256}
     dtype = str(how.torch_dtype(how.torch_device())).removeprefix("torch.")
     return About(
-        model=model | {"copied": False},
+        model={"name": space.model.name, **space.digests, "copied": False},
         options={"seed": space.seed, "max_length": space.max_length, "dtype": dtype},
         genes=(),
         labels_key=columns.labels_key,
@@ -244,16 +250,3 @@ def _about(space: Space, columns: Columns, how: Compute) -> About:
         batch_key=columns.batch_key,
         batches=columns.batch_names,
     )
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process adds at a time."""
-    if not (folder / HEAD).is_file():
-        Head.read(folder)  # says what is the matter
-    try:
-        with FileLock(folder / "append.lock", timeout=0):
-            yield
-    except Timeout as error:
-        msg = f"another process is adding cells to {folder}; call again when it is done"
-        raise OSError(msg) from error

@@ -1,17 +1,17 @@
-"""What `.obs` says of the cells of a reference: labels, batches, names."""
+"""What `.obs` says of the cells of a reference: labels and batches."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from scgpt_tl._random import name_keys
 from scgpt_tl._slots import UNKNOWN
+from scgpt_tl.metrics._checks import names
 from scgpt_tl.tl._reference import _refuse_numbers
 
 if TYPE_CHECKING:
@@ -32,41 +32,25 @@ class Columns:
     batches: np.ndarray | None
     """(n,) int32."""
     batch_names: tuple[str, ...]
-    names: np.ndarray
-    """(n,) uint64."""
+    n_cells: int
 
     @classmethod
     def of(cls, data: AnnData, labels_key: str | None, batch_key: str | None, *, least: int = 2) -> Columns:
         """Read and check; `least` types are needed."""
         codes, classes = (None, ()) if labels_key is None else _labels(data, labels_key, least)
         batches, batch_names = (None, ()) if batch_key is None else _batches(data, batch_key)
-        names = name_keys(data.obs_names)
-        return cls(labels_key, codes, classes, batch_key, batches, batch_names, names)
+        return cls(labels_key, codes, classes, batch_key, batches, batch_names, data.n_obs)
 
     @property
     def voters(self) -> np.ndarray:
         """(n,) codes; without labels all cells are of one kind."""
-        return np.zeros(len(self.names), np.int32) if self.codes is None else self.codes
+        return np.zeros(self.n_cells, np.int32) if self.codes is None else self.codes
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """What is kept of each cell beside its embedding."""
-        held = {"names": self.names, "labels": self.codes, "batches": self.batches}
+        """What is kept of each cell beside its embedding and key."""
+        held = {"labels": self.codes, "batches": self.batches}
         return {name: values for name, values in held.items() if values is not None}
-
-
-def check_data(data: Any) -> None:
-    """Refuse what is no AnnData.
-
-    Raises
-    ------
-    TypeError
-        The message says how a file is opened.
-    """
-    if not (hasattr(data, "obs") and hasattr(data, "is_view") and hasattr(data, "obs_names")):
-        mend = "read a file by anndata.read_h5ad(path, backed='r'); of a MuData give one modality: mdata['rna']"
-        msg = f"data is {type(data).__name__}; AnnData is expected: {mend}"
-        raise TypeError(msg)
 
 
 def _column(data: AnnData, key: str, argument: str) -> tuple[pd.Series, np.ndarray]:
@@ -79,16 +63,16 @@ def _column(data: AnnData, key: str, argument: str) -> tuple[pd.Series, np.ndarr
     column = pd.Series(np.asarray(data.obs[key], dtype=object))
     if argument == "labels_key":
         _refuse_numbers(column, key)
-    text = column.astype(str).str.strip()
-    return text, column.isna().to_numpy()
+    text = pd.Series(names(column), dtype=object).str.strip()  # 1 and 1.0 are one name
+    return text, text.isna().to_numpy()
 
 
 def _labels(data: AnnData, key: str, least: int) -> tuple[np.ndarray, tuple[str, ...]]:
     text, missing = _column(data, key, "labels_key")
-    missing = missing | text.isin(["", UNKNOWN]).to_numpy()
-    names, codes = np.unique(text[~missing].to_numpy(str), return_inverse=True)
-    if len(names) < least:
-        found = f"one type, {str(names[0])!r}" if len(names) else "no type at all"
+    missing = missing | (text == UNKNOWN).to_numpy()
+    classes, codes = np.unique(text[~missing].to_numpy(str), return_inverse=True)
+    if len(classes) < least:
+        found = f"one type, {str(classes[0])!r}" if len(classes) else "no type at all"
         msg = (
             f"labels_key={key!r}: the reference has {found}; two or more are needed to tell them apart "
             "(labels_key=None maps to places without labels)"
@@ -98,7 +82,7 @@ def _labels(data: AnnData, key: str, least: int) -> tuple[np.ndarray, tuple[str,
         logger.warning("%s of %s cells have no label in %r: they are kept, and do not vote", f"{n:,}", len(text), key)
     held = np.full(len(text), -1, np.int32)
     held[~missing] = codes
-    return held, tuple(names.tolist())
+    return held, tuple(classes.tolist())
 
 
 def _batches(data: AnnData, key: str) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -106,5 +90,5 @@ def _batches(data: AnnData, key: str) -> tuple[np.ndarray, tuple[str, ...]]:
     if n := int(missing.sum()):
         msg = f"{n:,} cells have no {key!r}; drop them, or name their batch ('unknown')"
         raise ValueError(msg)
-    names, codes = np.unique(text.to_numpy(str), return_inverse=True)
-    return codes.astype(np.int32), tuple(names.tolist())
+    batches, codes = np.unique(text.to_numpy(str), return_inverse=True)
+    return codes.astype(np.int32), tuple(batches.tolist())

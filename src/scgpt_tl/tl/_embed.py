@@ -13,7 +13,7 @@ import torch
 
 import scgpt_tl
 from scgpt_tl._random import as_seed
-from scgpt_tl._slots import OWNER, SLOTS, copied, is_ours, refuse_foreign
+from scgpt_tl._slots import OWNER, SLOTS, check_anndata, copied, is_ours, refuse_foreign
 from scgpt_tl.engine.predict import ROWS, Compute, Contexts, Seen, embed_rows
 from scgpt_tl.engine.store import EmbeddingStore
 from scgpt_tl.models.model import load_model
@@ -191,9 +191,7 @@ def _check_places(
     adata: AnnData, keys: _Keys, *, out: str | Path | None, groupby: str | None, overwrite: bool, copy: bool
 ) -> None:
     """Refuse what could not be written at the end, or would write over something else."""
-    if not (hasattr(adata, "obsm") and hasattr(adata, "varm") and hasattr(adata, "isbacked")):
-        msg = f"adata is {type(adata).__name__}; AnnData is expected (of a MuData, one modality: mdata['rna'])"
-        raise TypeError(msg)
+    check_anndata(adata, "adata")
     varm = (keys.genes,) if groupby is None else (keys.genes, keys.context)
     slots = {"obsm": () if out else (keys.cells,), "varm": varm, "uns": (keys.run,)}
     refuse_foreign(adata, slots, key=keys.run, maker=_MAKER, overwrite=overwrite, argument="key_added")

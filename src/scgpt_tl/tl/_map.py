@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 import pandas as pd
 
-from scgpt_tl._random import as_seed, name_keys
-from scgpt_tl._slots import OWNER, SLOTS, UNKNOWN, copied, is_ours, refuse_foreign
+from scgpt_tl._random import as_seed
+from scgpt_tl._slots import OWNER, SLOTS, UNKNOWN, check_anndata, copied, is_ours, refuse_foreign
 from scgpt_tl.engine.mapping import KEPT, QUANTILE, Voting, distance
-from scgpt_tl.engine.neighbors import distances_to, label_votes
+from scgpt_tl.engine.neighbors import label_votes
 from scgpt_tl.engine.predict import Compute
 from scgpt_tl.engine.reference import read
 from scgpt_tl.engine.search import check_index, chosen, search
+from scgpt_tl.engine.twins import as_groups, found_in, seen
 from scgpt_tl.pp._genes import genes_of
 from scgpt_tl.tl._build_reference import reference_of
-from scgpt_tl.tl._columns import check_data
+from scgpt_tl.tl._columns import Columns
 from scgpt_tl.tl._reference import shared_genes
-from scgpt_tl.tl._space import Space
+from scgpt_tl.tl._space import Space, as_embedded
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from scgpt_tl.tl._embed import ComputeOptions
 
 logger = logging.getLogger(__name__)
-_MAKER = "tl.scgpt_map"
+_MAKER, _EMBED = "tl.scgpt_map", "tl.scgpt_embed"
+_DECIDES = ("weights_sha256", "seed", "max_length", "unit_norm")  # whether two embeddings lie in one space
 _K = 15
 
 
@@ -70,6 +72,7 @@ def scgpt_map(  # noqa: PLR0913 (each is a choice of its own; how to compute is 
     reference: AnnData | str | Path,
     *,
     labels_key: str | None = None,
+    batch_key: str | None = None,
     model: str | Path | Model | None = None,
     layer: str | None = None,
     k: int = _K,
@@ -86,7 +89,8 @@ def scgpt_map(  # noqa: PLR0913 (each is a choice of its own; how to compute is 
     ones louder: temperature and prior of the votes are those that make the labels of the reference's own cells
     likeliest, each asked about as if it were new. A cell that lies farther from its five nearest than 99 % of the
     reference's own cells of that label do is "unknown". That finds cells unlike all of the reference (another tissue,
-    a lost type that stands apart); a missing type that resembles one that is there is given that one's name.
+    a lost type that stands apart); a missing type that resembles one that is there is given that one's name. A cell
+    that is in the reference itself, under any name, does not vote for itself.
 
     Parameters
     ----------
@@ -97,6 +101,9 @@ def scgpt_map(  # noqa: PLR0913 (each is a choice of its own; how to compute is 
     labels_key
         Column of `reference.obs` with the labels; a folder has its own. Cells of the reference without a label do not
         vote. None, of an AnnData: places alone, no labels.
+    batch_key
+        Column of `reference.obs` with batches or donors, by which distances are judged, see `tl.build_reference`; a
+        folder has its own.
     model
         Name, folder or loaded model. None: the folder's own, or `pbmc-mini`.
     layer
@@ -104,8 +111,9 @@ def scgpt_map(  # noqa: PLR0913 (each is a choice of its own; how to compute is 
     k
         Neighbours that vote, at most 50.
     index
-        "exact"; "approximate": faiss (extra `faiss`) or pynndescent, built at each call, which pays beyond some million
-        cells; "auto": exact up to two million cells of the reference.
+        "exact" reads the reference in blocks; "approximate": faiss (extra `faiss`) or else pynndescent, built at each
+        call, which pays beyond some million cells and holds all that vote in memory (0.5 GB for a million cells of 128
+        numbers; pynndescent a graph besides); "auto": exact up to two million cells or without faiss, else faiss.
     key_added
         Write under this key instead of the defaults below.
     overwrite
@@ -115,24 +123,29 @@ def scgpt_map(  # noqa: PLR0913 (each is a choice of its own; how to compute is 
     rng
         Seed, where the reference is an AnnData; a folder has its own.
     **compute
-        As for `tl.scgpt_embed`: `device`, `dtype`, `max_memory`, `max_tokens`, `progress`.
+        As for `tl.scgpt_embed`: `device`, `dtype` ("auto": as the cells of a folder were embedded), `max_memory`,
+        `max_tokens`, `progress`.
 
     Returns
     -------
     None, or with `copy` the copy. Sets, when all is done:
 
     `.obs["scgpt_mapped"]` : category (n_obs,)
-        The label with most votes, or "unknown": too far from the reference, or without any gene of the model.
+        The label with most votes, or "unknown": too far from the reference, or without any gene of the model. Its
+        categories are the labels that occur, and "unknown".
     `.obs["scgpt_mapped_probability"]` : float32 (n_obs,)
         Of that label by the votes, called or not.
     `.obs["scgpt_mapped_distance"]` : float32 (n_obs,)
         Mean cosine distance of the five nearest cells that vote.
     `.obsm["scgpt_mapped_neighbors"]` : int64 (n_obs, k)
-        Their rows in the reference (cells that were added count on), nearest first.
+        Their rows in the reference (cells that were added count on), nearest first; -1 where fewer than k can vote for
+        a cell, or an index found fewer.
     `.obsm["X_scGPT"]` : float32 (n_obs, D)
         The cells in the reference's space, as `tl.scgpt_embed` writes them, with `.varm["scGPT"]` and `.uns["scgpt"]`.
+        Results of another model, seed or length are left, and a warning says so; `overwrite` replaces them.
     `.uns["scgpt_mapped"]` : dict
-        `classes`, `threshold` (float64, one for each class), `temperature`, `prior`, `n_unknown`, `n_same`, `params`.
+        `classes`, `threshold` (float64 (C,), of distances, by class; (1,) without labels), `temperature`, `prior`,
+        `n_unknown`, `n_same` (cells that are in the reference themselves), `params`.
 
     Without labels the first two are not written. With `key_added=x`: `x`, `x_probability`, `x_distance`, `.obsm["x"]`
     (the embedding), `.obsm["x_neighbors"]`, `.uns["x"]`.
@@ -157,29 +170,31 @@ def scgpt_map(  # noqa: PLR0913 (each is a choice of its own; how to compute is 
     how, keys = Compute.of(compute, beside=_ARGUMENTS), _Keys.of(key_added)
     check_index(index)
     _check_places(query, keys, overwrite=overwrite, copy=copy)
-    held, space = _opened(query, reference, labels_key, model, layer=layer, how=how, seed=as_seed(rng))
+    columns = {"labels_key": labels_key, "batch_key": batch_key}
+    held, space = _opened(query, reference, columns, model, layer=layer, how=how, seed=as_seed(rng))
+    how = as_embedded(how, held)
     _check_k(k, held)
     vocab = space.model.vocab
     shared_genes(genes_of(query, vocab).ids, vocab.ids(list(held.about.genes)), what="reference")
     cells = np.empty((query.n_obs, space.model.config.d_model), np.float32)
     made = space.embed(query, cells, layer=layer, compute=how)
-    own = _same_cells(query, cells, held, index)
-    distances, rows = search(cells, held.embedding, k, index=index, own=own, labels=held.codes)
+    groups = as_groups(made.keys), seen(held.keys, held.codes)
+    found = search(cells, held.embedding, k, index=index, groups=groups)
     voting = Voting.fit(held.sample, min(k, held.sample.distances.shape[1]), max(1, len(held.about.classes)))
     told = {"k": k, "index": chosen(index, held.n_cells), "layer": "X" if layer is None else layer}
     told |= {"reference": "" if held.folder is None else str(held.folder), "n_reference": held.n_cells}
+    slots = _slots(query, keys, held, voting, found, made.empty)
+    slots["uns"][keys.label] |= {"n_same": _same(made.keys, held), "params": made.entry["params"] | told}
+    slots["obsm"] |= {keys.neighbors: found[1]}
+    if not keys.as_embed:
+        slots["obsm"][keys.cells] = cells
+    elif _may_write(query, made.entry, overwrite=overwrite):
+        slots["obsm"][keys.cells] = cells
+        slots["varm"] = {SLOTS.gene_embedding: space.gene_embeddings(made.match)}
+        slots["uns"][SLOTS.run] = made.entry
     if copy:
         query = copied(query)
-    _clear(query, keys)
-    query.uns[keys.label] = _write_calls(query, keys, held, voting, (distances, rows), made.empty) | {
-        "n_same": 0 if own is None else int((own >= 0).sum()),
-        "params": made.entry["params"] | told,
-    }
-    query.obsm[keys.neighbors] = rows
-    query.obsm[keys.cells] = cells
-    if keys.as_embed:
-        query.varm[SLOTS.gene_embedding] = space.gene_embeddings(made.match)
-        query.uns[SLOTS.run] = made.entry
+    _write(query, keys, slots)
     return query if copy else None
 
 
@@ -189,14 +204,12 @@ _ARGUMENTS = tuple(name for name in scgpt_map.__kwdefaults__ or ())
 
 def _check_places(query: Any, keys: _Keys, *, overwrite: bool, copy: bool) -> None:
     """Refuse what could not be written at the end, or would write over something else."""
-    if not (hasattr(query, "obsm") and hasattr(query, "varm") and hasattr(query, "isbacked")):
-        msg = f"query is {type(query).__name__}; AnnData is expected (of a MuData, one modality: mdata['rna'])"
-        raise TypeError(msg)
+    check_anndata(query, "query")
     slots = {"obs": keys.obs, "obsm": (keys.neighbors,), "uns": (keys.label,)}
     refuse_foreign(query, slots, key=keys.label, maker=_MAKER, overwrite=overwrite, argument="key_added")
     if keys.as_embed:
         slots = {"obsm": (keys.cells,), "varm": (SLOTS.gene_embedding,), "uns": (SLOTS.run,)}
-        key, maker = SLOTS.run, "tl.scgpt_embed"
+        key, maker = SLOTS.run, _EMBED
     else:
         slots, key, maker = {"obsm": (keys.cells,)}, keys.label, _MAKER
     refuse_foreign(query, slots, key=key, maker=maker, overwrite=overwrite, argument="key_added")
@@ -206,7 +219,14 @@ def _check_places(query: Any, keys: _Keys, *, overwrite: bool, copy: bool) -> No
 
 
 def _opened(
-    query: AnnData, reference: Any, labels_key: str | None, model: Any, *, layer: str | None, how: Compute, seed: int
+    query: AnnData,
+    reference: Any,
+    columns: dict[str, str | None],
+    model: Any,
+    *,
+    layer: str | None,
+    how: Compute,
+    seed: int,
 ) -> tuple[Reference, Space]:
     """The reference and its space; the query is looked at before a reference is embedded."""
     if isinstance(reference, (str, Path)):
@@ -214,16 +234,19 @@ def _opened(
             msg = f"reference={str(reference)!r} is a file; read it: anndata.read_h5ad(path, backed='r')"
             raise ValueError(msg)
         held = read(reference)
-        if labels_key not in (None, held.about.labels_key):
-            msg = f"labels_key={labels_key!r}: the reference was built with {held.about.labels_key!r}; leave it out"
-            raise ValueError(msg)
+        for name, given in columns.items():
+            if given not in (None, kept := getattr(held.about, name)):
+                msg = f"{name}={given!r}: the reference was built with {kept!r}; leave it out"
+                raise ValueError(msg)
         space = Space.of_reference(held, model)
         space.check(query, layer)
         return held, space
-    check_data(reference)
+    check_anndata(reference, "reference")
     space = Space.of("pbmc-mini" if model is None else model, seed=seed)
     space.check(query, layer)
-    return reference_of(reference, labels_key, space, layer=layer, how=how), space
+    return reference_of(
+        reference, Columns.of(reference, columns["labels_key"], columns["batch_key"]), space, layer=layer, how=how
+    ), space
 
 
 def _check_k(k: Any, held: Reference) -> None:
@@ -234,66 +257,71 @@ def _check_k(k: Any, held: Reference) -> None:
         raise ValueError(msg)
 
 
-def _same_cells(query: AnnData, cells: np.ndarray, held: Reference, index: str) -> np.ndarray | None:
-    """(n_obs,) row of the reference that a cell itself is, -1 where it is none; None where there are none.
-
-    The same name, and nearest of all: names are given twice by chance, and places move a little where values were
-    divided by something, since ties are then drawn anew.
-    """
-    names = name_keys(query.obs_names)
-    order = np.argsort(held.names, kind="stable")
-    place = order[np.minimum(np.searchsorted(held.names, names, sorter=order), held.n_cells - 1)]
-    rows = np.where(held.names[place] == names, place, -1)
-    asked = np.flatnonzero(rows >= 0)
-    if not len(asked):
-        return None
-    distances, first = search(cells[asked], held.embedding, 1, index=index)
-    at_it = distances_to(cells[asked], held.embedding, rows[asked, None]) <= distances
-    rows[asked[~(at_it | (first == rows[asked, None]))[:, 0]]] = -1
-    n = int((rows >= 0).sum())
-    if not n:
-        return None
-    logger.warning(
-        "%s of %s cells of the query have the name of the cell of the reference that is nearest to them, and are taken "
-        "for the same: they do not vote for themselves",
-        f"{n:,}",
-        f"{query.n_obs:,}",
-    )
-    return rows
+def _same(keys: np.ndarray, held: Reference) -> int:
+    """How many of the cells are in the reference themselves."""
+    n = int(found_in(keys, held.keys).sum())
+    if n:
+        logger.warning(
+            "%s of %s cells of the query have the content of a cell of the reference, and are taken for the same: they "
+            "do not vote for themselves",
+            f"{n:,}",
+            f"{len(keys):,}",
+        )
+    return n
 
 
-def _clear(query: AnnData, keys: _Keys) -> None:
-    """Take away what an earlier run of ours left: nothing of it may stand beside this one."""
-    if is_ours(query, key=keys.label, maker=_MAKER):
-        for name in keys.obs:
-            if name in query.obs:
-                del query.obs[name]
-    if keys.as_embed and is_ours(query, key=SLOTS.run, maker="tl.scgpt_embed"):
-        query.varm.pop(SLOTS.gene_context, None)
-
-
-def _write_calls(
+def _slots(
     query: AnnData,
     keys: _Keys,
     held: Reference,
     voting: Voting,
     found: tuple[np.ndarray, np.ndarray],
     empty: np.ndarray,
-) -> dict[str, Any]:
-    """Columns of `.obs`, and what `.uns` says of them."""
+) -> dict[str, dict[str, Any]]:
+    """What is to be written of the calls, slot by slot."""
     distances, rows = found
-    far = distance(distances)
-    classes = list(held.about.classes)
-    result: dict[str, Any] = {OWNER: _MAKER, "classes": np.array(classes, dtype=str)}
-    result |= {"threshold": voting.thresholds, "quantile": QUANTILE}
+    classes = np.array(held.about.classes, dtype=str)
+    obs: dict[str, Any] = {}
+    uns = {OWNER: _MAKER, "classes": classes, "threshold": voting.thresholds, "quantile": QUANTILE}
     if held.codes is not None:
         probabilities = voting.probabilities(distances, label_votes(held.codes, rows))
         codes = voting.codes(probabilities, distances)
         codes[empty] = -1
-        called = np.where(codes < 0, len(classes), codes)
-        labels = pd.Categorical.from_codes(called, categories=[*classes, UNKNOWN])
-        query.obs[keys.label] = pd.Series(labels, index=query.obs_names)
-        query.obs[keys.probability] = probabilities.max(axis=1)
-        result |= {"temperature": voting.temperature, "prior": voting.prior, "n_unknown": int((codes < 0).sum())}
-    query.obs[keys.distance] = far
-    return result
+        labels = pd.Categorical.from_codes(np.where(codes < 0, len(classes), codes), [*classes, UNKNOWN])
+        absent = [name for name in labels.categories if name != UNKNOWN and name not in set(labels)]
+        obs[keys.label] = pd.Series(labels.remove_categories(absent), index=query.obs_names)
+        obs[keys.probability] = probabilities.max(axis=1)
+        uns |= {"temperature": voting.temperature, "prior": voting.prior, "n_unknown": int((codes < 0).sum())}
+    obs[keys.distance] = distance(distances)
+    return {"obs": obs, "obsm": {}, "varm": {}, "uns": {keys.label: uns}}
+
+
+def _may_write(query: AnnData, entry: dict[str, Any], *, overwrite: bool) -> bool:
+    """Whether the embedding may take the place of one of ours: only of the same one, unless it may go."""
+    if overwrite or not is_ours(query, key=SLOTS.run, maker=_EMBED):
+        return True
+    held = query.uns[SLOTS.run]["params"]
+    differ = [name for name in _DECIDES if held.get(name) != entry["params"][name]]
+    if differ:
+        logger.warning(
+            ".obsm[%r] has another %s than the reference's cells, and is left as it is: key_added=, or overwrite=True, "
+            "writes the cells in the reference's space",
+            SLOTS.embedding,
+            ", ".join(differ),
+        )
+    elif "groups" in query.uns[SLOTS.run]:  # contextual embeddings of the same run stay
+        entry["groups"] = query.uns[SLOTS.run]["groups"]
+    return not differ
+
+
+def _write(query: AnnData, keys: _Keys, slots: dict[str, dict[str, Any]]) -> None:
+    """All that was made; nothing of an earlier run of ours may stand beside it."""
+    if is_ours(query, key=keys.label, maker=_MAKER):
+        for name in keys.obs:
+            if name in query.obs:
+                del query.obs[name]
+    if "groups" not in slots["uns"].get(SLOTS.run, {"groups": None}) and is_ours(query, key=SLOTS.run, maker=_EMBED):
+        query.varm.pop(SLOTS.gene_context, None)
+    for slot, values in slots.items():
+        for name, value in values.items():
+            getattr(query, slot)[name] = value
