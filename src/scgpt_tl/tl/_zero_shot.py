@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scgpt_tl._slots import OWNER, SLOTS, is_ours
-from scgpt_tl.engine.predict import ROWS, Compute, embed_rows
+from scgpt_tl._slots import SLOTS, is_ours
+from scgpt_tl.engine.predict import ROWS
 from scgpt_tl.pp._blocks import open_layer
-from scgpt_tl.pp._genes import genes_of
-from scgpt_tl.tl._embed import _params, _tokenizer
+from scgpt_tl.tl._space import Space
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from scgpt_tl.engine.predict import Compute
     from scgpt_tl.models.model import Model
 
 
@@ -32,13 +31,9 @@ def zero_shot(
     -------
     (n_obs, D) of length 1, and the entry of `.uns`.
     """
-    match = genes_of(adata, model.vocab)
-    tokenizer = _tokenizer(model, match, None, seed)
     out = np.empty((adata.n_obs, model.config.d_model), np.float32)
-    rows = open_layer(adata, layer).blocks(ROWS)
-    seen = embed_rows(model.backbone, rows, tokenizer, out, compute=compute, total=adata.n_obs)
-    params = _params(model, match, tokenizer, layer=layer, unit_norm=True)
-    return out, {OWNER: "tl.scgpt_embed", "params": params, **asdict(seen)}
+    made = Space.of(model, seed=seed).embed(adata, out, layer=layer, compute=compute)
+    return out, made.entry
 
 
 def made_before(adata: AnnData, weights_sha256: str, layer: str | None) -> np.ndarray | None:
