@@ -113,6 +113,19 @@ def refuse_embed_s(key_added: str | None) -> None:
         raise ValueError(msg)
 
 
+def refuse_backed_view(adata: Any, name: str, *, copy: bool) -> None:
+    """Refuse a view of a file: it takes no results.
+
+    Raises
+    ------
+    ValueError
+        It is one, and no copy is asked for; `name` is the argument's.
+    """
+    if adata.is_view and adata.isbacked and not copy:
+        msg = f"{name} is a view of a backed object, which takes no results: give copy=True, or {name}.to_memory()"
+        raise ValueError(msg)
+
+
 def copied(data: Any) -> Any:
     """A copy in memory of an AnnData or MuData; matrices that stay on disk (HDF5, zarr) have no copy of their own."""
     parts = data.mod.values() if hasattr(data, "mod") else (data,)

@@ -13,7 +13,16 @@ import torch
 
 import scgpt_tl
 from scgpt_tl._random import as_seed
-from scgpt_tl._slots import OWNER, SLOTS, UNKNOWN, check_anndata, copied, refuse_embed_s, refuse_foreign
+from scgpt_tl._slots import (
+    OWNER,
+    SLOTS,
+    UNKNOWN,
+    check_anndata,
+    copied,
+    refuse_backed_view,
+    refuse_embed_s,
+    refuse_foreign,
+)
 from scgpt_tl.engine.annotate import check_method, held_out_share, learn, options_for
 from scgpt_tl.engine.annotator import METHODS, Annotator
 from scgpt_tl.engine.predict import ROWS
@@ -186,9 +195,7 @@ def _check_places(query: Any, keys: _Keys, *, overwrite: bool, copy: bool) -> No
     """Refuse what could not be written at the end, or would write over something else."""
     check_anndata(query, "query")
     refuse_foreign(query, keys.places, key=keys.label, maker=_MAKER, overwrite=overwrite, argument="key_added")
-    if query.is_view and query.isbacked and not copy:
-        msg = "query is a view of a backed object, which takes no results: give copy=True, or query.to_memory()"
-        raise ValueError(msg)
+    refuse_backed_view(query, "query", copy=copy)
 
 
 def _starting_model(model: Any, method: str, reference: Any, idle: list[str]) -> Model:

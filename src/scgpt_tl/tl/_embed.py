@@ -13,7 +13,7 @@ import torch
 
 import scgpt_tl
 from scgpt_tl._random import as_seed
-from scgpt_tl._slots import OWNER, SLOTS, check_anndata, copied, is_ours, refuse_foreign
+from scgpt_tl._slots import OWNER, SLOTS, check_anndata, copied, is_ours, refuse_backed_view, refuse_foreign
 from scgpt_tl.engine.predict import ROWS, Compute, Contexts, Seen, embed_rows
 from scgpt_tl.engine.store import EmbeddingStore
 from scgpt_tl.models.model import load_model
@@ -195,9 +195,7 @@ def _check_places(
     varm = (keys.genes,) if groupby is None else (keys.genes, keys.context)
     slots = {"obsm": () if out else (keys.cells,), "varm": varm, "uns": (keys.run,)}
     refuse_foreign(adata, slots, key=keys.run, maker=_MAKER, overwrite=overwrite, argument="key_added")
-    if adata.is_view and adata.isbacked and not copy:
-        msg = "adata is a view of a backed object, which takes no results: give copy=True, or adata.to_memory()"
-        raise ValueError(msg)
+    refuse_backed_view(adata, "adata", copy=copy)
     if groupby is not None and groupby not in adata.obs:
         msg = f"groupby={groupby!r} is not in .obs (there: {', '.join(map(repr, adata.obs)) or 'none'})"
         raise KeyError(msg)

@@ -11,7 +11,7 @@ import numpy as np
 
 import scgpt_tl
 from scgpt_tl._random import as_seed
-from scgpt_tl._slots import OWNER, SLOTS, copied, refuse_embed_s, refuse_foreign
+from scgpt_tl._slots import OWNER, SLOTS, check_anndata, copied, refuse_backed_view, refuse_embed_s, refuse_foreign
 from scgpt_tl.engine.integrate import NEW_BATCHES, PRESETS, Integrator, Lesson, check_choice, learn, train_for
 from scgpt_tl.engine.predict import ROWS, Seen
 from scgpt_tl.engine.study import Source
@@ -209,15 +209,11 @@ class _Made:
 
 def _check_places(adata: Any, key: str, run: str, *, overwrite: bool, copy: bool) -> None:
     """Refuse what could not be written at the end, or would write over something else."""
-    if not (hasattr(adata, "obsm") and hasattr(adata, "varm") and hasattr(adata, "isbacked")):
-        msg = f"adata is {type(adata).__name__}; AnnData is expected (of a MuData, one modality: mdata['rna'])"
-        raise TypeError(msg)
+    check_anndata(adata, "adata")
     refuse_foreign(
         adata, {"obsm": (key,), "uns": (run,)}, key=run, maker=_MAKER, overwrite=overwrite, argument="key_added"
     )
-    if adata.is_view and adata.isbacked and not copy:
-        msg = "adata is a view of a backed object, which takes no results: give copy=True, or adata.to_memory()"
-        raise ValueError(msg)
+    refuse_backed_view(adata, "adata", copy=copy)
 
 
 def _has_learned(model: Model) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from scgpt_tl._random import as_seed
-from scgpt_tl._slots import OWNER, SLOTS, UNKNOWN, check_anndata, copied, is_ours, refuse_foreign
+from scgpt_tl._slots import OWNER, SLOTS, UNKNOWN, check_anndata, copied, is_ours, refuse_backed_view, refuse_foreign
 from scgpt_tl.engine.mapping import KEPT, QUANTILE, Voting, distance
 from scgpt_tl.engine.neighbors import label_votes
 from scgpt_tl.engine.predict import Compute
@@ -213,9 +213,7 @@ def _check_places(query: Any, keys: _Keys, *, overwrite: bool, copy: bool) -> No
     else:
         slots, key, maker = {"obsm": (keys.cells,)}, keys.label, _MAKER
     refuse_foreign(query, slots, key=key, maker=maker, overwrite=overwrite, argument="key_added")
-    if query.is_view and query.isbacked and not copy:
-        msg = "query is a view of a backed object, which takes no results: give copy=True, or query.to_memory()"
-        raise ValueError(msg)
+    refuse_backed_view(query, "query", copy=copy)
 
 
 def _opened(
