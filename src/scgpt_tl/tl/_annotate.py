@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ from scgpt_tl.tl._reference import check_side, lesson_of, read_labels, shared_ge
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from scipy.sparse import csr_matrix
 
     from scgpt_tl.engine.calling import Calling
     from scgpt_tl.engine.config import TrainConfig
@@ -226,13 +228,18 @@ def _judge(codes: np.ndarray, calling: Calling, probabilities: np.ndarray, class
 
 def _tell(query: AnnData, annotator: Annotator, layer: str | None, compute: Compute) -> tuple[np.ndarray, np.ndarray]:
     """(n, C) probabilities and (n,) codes, -1 unknown; a cell without any gene of the model is."""
-    ids, matrix = genes_of(query, annotator.model.vocab).ids, open_layer(query, layer)
-    scores = annotator.scores(matrix.blocks(ROWS), ids, total=query.n_obs, compute=compute)
-    probabilities = annotator.calling.probabilities(scores)
-    codes = annotator.calling.codes(probabilities)
+    ids, shown = genes_of(query, annotator.model.vocab).ids, np.zeros(query.n_obs, bool)
     known = (annotator.tokenizer(ids).column_ids >= 0).astype(np.float32)
-    shown = [(abs(block) @ known) > 0 for _, block in matrix.blocks(ROWS)]
-    codes[~np.concatenate(shown)] = -1
+
+    def rows() -> Iterator[tuple[int, csr_matrix]]:
+        """Blocks, read once: cells with a gene that is read are marked on the way."""
+        for start, block in open_layer(query, layer).blocks(ROWS):
+            shown[start : start + block.shape[0]] = block @ known > 0
+            yield start, block
+
+    scores = annotator.scores(rows(), ids, total=query.n_obs, compute=compute)
+    probabilities = annotator.calling.probabilities(scores)
+    codes = np.where(shown, annotator.calling.codes(probabilities), -1)
     return probabilities, codes
 
 
