@@ -312,3 +312,14 @@ def test_one_labelled_batch_of_several(counts: ad.AnnData, tmp_path: Path, caplo
         build(counts, tmp_path / "r", labels_key="cell_type", batch_key="batch")
     assert "no type lies in two batches" in caplog.text
     assert np.isfinite(read(tmp_path / "r").sample.distances).any()
+
+
+def test_what_missing_values_become_as_text_is_no_type():
+    """The rule is that of tl.scgpt_annotate."""
+    from scgpt_tl.tl._columns import _labels
+
+    adata = ad.AnnData(np.ones((5, 2), np.float32))
+    adata.obs["type"] = ["a ", "nan", "b", "<NA>", "Unknown"]
+    codes, classes = _labels(adata, "type", 2)
+    assert classes == ("a", "b")
+    assert codes.tolist() == [0, -1, 1, -1, -1]

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scgpt_tl._slots import UNKNOWN
 from scgpt_tl.metrics._checks import names
-from scgpt_tl.tl._reference import _refuse_numbers
+from scgpt_tl.tl._reference import types_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -53,24 +52,19 @@ class Columns:
         return {name: values for name, values in held.items() if values is not None}
 
 
-def _column(data: AnnData, key: str, argument: str) -> tuple[pd.Series, np.ndarray]:
-    """A column of `.obs` as text, and where it has no value."""
+def _column(data: AnnData, key: str, argument: str) -> pd.Series:
+    """A column of `.obs`, whatever it holds."""
     if key not in data.obs:
         there = ", ".join(map(repr, data.obs)) or "none"
         near = get_close_matches(key, map(str, data.obs), 1)
         msg = f"{argument}={key!r} is not in .obs (there: {there})" + (f"; did you mean {near[0]!r}?" if near else "")
         raise KeyError(msg)
-    column = pd.Series(np.asarray(data.obs[key], dtype=object))
-    if argument == "labels_key":
-        _refuse_numbers(column, key)
-    text = pd.Series(names(column), dtype=object).str.strip()  # 1 and 1.0 are one name
-    return text, text.isna().to_numpy()
+    return pd.Series(np.asarray(data.obs[key], dtype=object))
 
 
 def _labels(data: AnnData, key: str, least: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    text, missing = _column(data, key, "labels_key")
-    missing = missing | (text == UNKNOWN).to_numpy()
-    classes, codes = np.unique(text[~missing].to_numpy(str), return_inverse=True)
+    text, missing = types_of(_column(data, key, "labels_key"), key)
+    classes, codes = np.unique(text[~missing], return_inverse=True)
     if len(classes) < least:
         found = f"one type, {str(classes[0])!r}" if len(classes) else "no type at all"
         msg = (
@@ -86,8 +80,8 @@ def _labels(data: AnnData, key: str, least: int) -> tuple[np.ndarray, tuple[str,
 
 
 def _batches(data: AnnData, key: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    text, missing = _column(data, key, "batch_key")
-    if n := int(missing.sum()):
+    text = pd.Series(names(_column(data, key, "batch_key")), dtype=object).str.strip()  # 1 and 1.0 are one name
+    if n := int(text.isna().sum()):
         msg = f"{n:,} cells have no {key!r}; drop them, or name their batch ('unknown')"
         raise ValueError(msg)
     batches, codes = np.unique(text.to_numpy(str), return_inverse=True)
