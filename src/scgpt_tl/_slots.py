@@ -37,6 +37,17 @@ class Slots:
 
 SLOTS = Slots()
 
+#: Key -> the call that writes it, for errors about what is missing.
+MAKERS = {
+    SLOTS.embedding: "scgpt_tl.tl.scgpt_embed(adata)",
+    SLOTS.run: "scgpt_tl.tl.scgpt_embed(adata)",
+    SLOTS.label: "scgpt_tl.tl.scgpt_annotate(query, reference=...)",
+    SLOTS.mapped: "scgpt_tl.tl.scgpt_map(query, reference)",
+    SLOTS.integrated: "scgpt_tl.tl.scgpt_integrate(adata, batch_key=...)",
+    SLOTS.integration: "scgpt_tl.tl.scgpt_integrate(adata, batch_key=...)",
+    "X_pca": "scanpy.pp.pca(adata)",
+}
+
 #: The call of a cell that no known type fits well enough.
 UNKNOWN = "unknown"
 

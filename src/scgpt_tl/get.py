@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
-from scgpt_tl._slots import OWNER, SLOTS, UNKNOWN
+from scgpt_tl._slots import MAKERS, OWNER, SLOTS, UNKNOWN
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -17,12 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["annotation_df", "calibration_df", "confusion_df", "history_df", "run_params"]
 
 #: Result -> the function that makes it; a key that the user chose is taken for an annotation.
-_MAKERS = {
-    SLOTS.run: "scgpt_tl.tl.scgpt_embed(adata)",
-    SLOTS.label: "scgpt_tl.tl.scgpt_annotate(query, reference=...)",
-    SLOTS.mapped: "scgpt_tl.tl.scgpt_map(query, reference)",
-    SLOTS.integration: "scgpt_tl.tl.scgpt_integrate(adata, batch_key=...)",
-}
 
 
 def run_params(adata: AnnData, *, key: str | None = None) -> pd.DataFrame:
@@ -232,7 +226,7 @@ def _column(adata: AnnData, name: str, key: str | None) -> pd.Series:
     """A column of `.obs`; `key` is the result that it belongs to, where it is not the user's own."""
     if name in adata.obs:
         return adata.obs[name]
-    maker = "" if key is None else f"; {_MAKERS.get(key, _MAKERS[SLOTS.label])} makes it"
+    maker = "" if key is None else f"; {MAKERS.get(key, MAKERS[SLOTS.label])} makes it"
     msg = f"adata.obs has no column {name!r}{maker}; there are {list(adata.obs.columns)}"
     raise KeyError(msg)
 
@@ -278,7 +272,7 @@ def _probabilities(adata: AnnData, key: str) -> tuple[pd.Index, np.ndarray]:
         return adata.obsm[name].columns.astype(str), adata.obsm[name].to_numpy()
     shares, run = np.asarray(adata.obsm[name]), _result(adata, key)
     if "classes" not in run:
-        msg = f"adata.uns[{key!r}] names no classes for .obsm[{name!r}]: {_MAKERS[SLOTS.label]} writes both"
+        msg = f"adata.uns[{key!r}] names no classes for .obsm[{name!r}]: {MAKERS[SLOTS.label]} writes both"
         raise KeyError(msg)
     classes = pd.Index(np.asarray(run["classes"]).astype(str), dtype=object)
     if shares.ndim != 2 or shares.shape[1] != len(classes):
@@ -339,7 +333,7 @@ def _with_history(adata: AnnData) -> str:
     if found:
         msg = f"several results have a training history: {found}; give key="
     else:
-        makers = f"{_MAKERS[SLOTS.label]} and {_MAKERS[SLOTS.integration]} write one"
+        makers = f"{MAKERS[SLOTS.label]} and {MAKERS[SLOTS.integration]} write one"
         msg = f"no result in adata.uns has a training history; {makers}. A model has its own: give the model"
     raise KeyError(msg)
 
@@ -348,7 +342,7 @@ def _result(adata: AnnData, key: str) -> Mapping[str, Any]:
     found = adata.uns.get(key)
     if not isinstance(found, Mapping):
         ours = [name for name, value in adata.uns.items() if isinstance(value, Mapping) and OWNER in value]
-        maker = _MAKERS.get(key, _MAKERS[SLOTS.run])
+        maker = MAKERS.get(key, MAKERS[SLOTS.run])
         msg = f"adata.uns has no result {key!r}; {maker} makes one. Results there: {ours}"
         raise KeyError(msg)
     return found

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scgpt_tl._compat import need
-from scgpt_tl._slots import SLOTS
+from scgpt_tl._slots import MAKERS
 from scgpt_tl.metrics import _checks
 from scgpt_tl.metrics._batches import batch_scores, overall
 from scgpt_tl.metrics._clustering import RESOLUTIONS, cluster_scores, neighbour_graph
@@ -20,11 +20,6 @@ from scgpt_tl.metrics.baselines import EMBEDDINGS, NEEDS
 if TYPE_CHECKING:
     from anndata import AnnData
 
-_MAKERS = {
-    SLOTS.embedding: "scgpt_tl.tl.scgpt_embed(adata)",
-    SLOTS.integrated: "scgpt_tl.tl.scgpt_integrate(adata, batch_key=)",
-    "X_pca": "scanpy.pp.pca(adata)",
-}
 _COUNTS = ("n_clusters", "n_cells", "n_unlabelled")
 
 
@@ -89,7 +84,7 @@ def compare(
     column(adata, batch_key, "batch_key")
     for key in embeddings.values():
         if key not in adata.obsm:
-            maker = f"; {_MAKERS[key]} makes it" if key in _MAKERS else ""
+            maker = f"; {MAKERS[key]} makes it" if key in MAKERS else ""
             msg = f"adata.obsm has no {key!r}{maker}; there are {list(adata.obsm.keys())}"
             raise KeyError(msg)
     labels = _checks.names(adata.obs[labels_key])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from scgpt_tl._slots import SLOTS, UNKNOWN
+from scgpt_tl._slots import MAKERS, SLOTS, UNKNOWN
 from scgpt_tl.metrics._compare import chosen, column, expression
 from scgpt_tl.metrics._labels import class_scores
 from scgpt_tl.metrics._verdict import verdict
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _COUNTS = ("n_cells", "n_unknown", "n_unlabelled")
-_MAKERS = {
-    SLOTS.label: "scgpt_tl.tl.scgpt_annotate(adata, ...)",
-    SLOTS.mapped: "scgpt_tl.tl.scgpt_map(adata, reference)",
-}
 
 
 def compare_labels(
@@ -81,8 +77,8 @@ def compare_labels(
     wanted = chosen(baselines, CLASSIFIERS, predictions) if reference is not None else {}
     column(adata, labels_key)
     for key in predictions.values():
-        if key in _MAKERS and key not in adata.obs:
-            msg = f"adata.obs has no {key!r}; {_MAKERS[key]} makes it"
+        if key in MAKERS and key not in adata.obs:
+            msg = f"adata.obs has no {key!r}; {MAKERS[key]} makes it"
             raise KeyError(msg)
         column(adata, key, "predictions")
     truth = adata.obs[labels_key]

@@ -9,17 +9,12 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from scgpt_tl._slots import SLOTS
+from scgpt_tl._slots import MAKERS, SLOTS
 from scgpt_tl.pl._embedding import embedding
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-_MAKERS = {
-    SLOTS.embedding: "scgpt_tl.tl.scgpt_embed(adata)",
-    SLOTS.integrated: "scgpt_tl.tl.scgpt_integrate(adata, batch_key=...)",
-    "X_pca": "scanpy.pp.pca(adata)",
-}
 _LEAST = 10  # cells that a neighbour graph is worth drawing of
 
 
@@ -95,7 +90,7 @@ def _check(adata: AnnData, columns: list[str], keys: list[str], names: list[str]
             raise KeyError(msg)
     for key in keys:
         if key not in adata.obsm:
-            maker = f"; {_MAKERS[key]} makes it" if key in _MAKERS else ""
+            maker = f"; {MAKERS[key]} makes it" if key in MAKERS else ""
             msg = f"adata.obsm has no {key!r}{maker}; there are {list(adata.obsm.keys())}"
             raise KeyError(msg)
         if not np.isfinite(np.asarray(adata.obsm[key])).all():
