@@ -22,11 +22,11 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from corpus import HELD_OUT_DONORS
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-HELD_OUT_DONORS = ("101", "107", "1015")
 #: Types of pbmc3k and of pbmc_sorted_ref -> five that both have. Dendritic cells and platelets are in one of them only.
 COARSE = {
     "Naive CD4 T": "CD4 T", "Memory CD4 T": "CD4 T", "CD8 T": "CD8 T", "B": "B", "NK": "NK",
@@ -288,14 +288,14 @@ def main() -> None:
             shown = ("accuracy", "f1_macro", "f1_macro_forced", "ece", "seconds", "peak_mb")
             print(f"  {side:20}" + "  ".join(f"{name} {rows[side][name]:.3f}" for name in shown), flush=True)
         figures += compared(task, rows)
+        report(  # after each task: what was measured stays when the rest is broken off
+            "annotate",
+            [Figure(**figure) for figure in figures],
+            details={"seeds": args.seeds, "cells": args.cells, "types": COARSE, "markers": MARKERS, "tasks": tables},
+            packages=("torch", "scikit-learn", "scanpy", "celltypist"),
+        )
     if args.draw and "kang_stimulated" in tables:
         draw(tables["kang_stimulated"], args.draw)
-    report(
-        "annotate",
-        [Figure(**figure) for figure in figures],
-        details={"seeds": args.seeds, "cells": args.cells, "types": COARSE, "markers": MARKERS, "tasks": tables},
-        packages=("torch", "scikit-learn", "scanpy", "celltypist"),
-    )
 
 
 def compared(task: str, rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

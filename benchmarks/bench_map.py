@@ -34,9 +34,9 @@ from typing import Any
 import numpy as np
 from _report import Figure, measure, peak_rss, report
 from bench_annotate import COARSE
+from corpus import HELD_OUT_DONORS
 
 K = 15
-HELD_OUT = ("101", "107", "1015")
 
 
 def drawn_again(cells: np.ndarray, n: int, *, seed: int, spread: float) -> np.ndarray:
@@ -149,7 +149,7 @@ def pairs(limit: int | None) -> dict[str, tuple[Any, Any, str | None]]:
 
     kang = datasets.kang_ctrl12k()
     kang.obs["type"] = kang.obs["cell_type"].astype(str)
-    new = kang.obs["donor"].astype(str).isin(HELD_OUT).to_numpy()
+    new = kang.obs["donor"].astype(str).isin(HELD_OUT_DONORS).to_numpy()
 
     def few(adata: Any) -> Any:
         """Every so many-th cell, to try: files are in the order of types."""

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from corpus import HELD_OUT_DONORS
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
 SEEDS = (0, 1, 2, 3, 4)
-HELD_OUT_DONORS = ("101", "107", "1015")
 
 
 @dataclass(frozen=True)
