@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -31,8 +30,8 @@ def judged(model: Any, method: str, seed: int, data: tuple[Any, Any], epochs: in
     reference, query = data[0], data[1].copy()
     train = None
     if method not in ("probe", "knn"):
-        train = options_for(method, model.config, None, reference.n_obs)
-        train = replace(train, epochs=min(epochs, train.epochs), progress=False)
+        default = options_for(method, model.config, None, reference.n_obs)
+        train = {"epochs": min(epochs, default.epochs), "progress": False}
     start = time.perf_counter()
     scgpt_tl.tl.scgpt_annotate(
         query, reference=reference, labels_key="truth", model=model, method=method, train=train, rng=seed

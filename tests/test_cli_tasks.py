@@ -43,7 +43,7 @@ def annotate(files: dict[str, Path], out: Path, *more: str, query: str = "query.
 
 def expected(files: dict[str, Path]) -> AnnData:
     query = ad.read_h5ad(files["query.h5ad"])
-    reference, train = ad.read_h5ad(files["reference.h5ad"]), scgpt_tl.TrainConfig(device="cpu", progress=False)
+    reference, train = ad.read_h5ad(files["reference.h5ad"]), {"device": "cpu", "progress": False}
     tl.scgpt_annotate(query, reference=reference, labels_key="type", model=files["base"], method="probe", train=train)
     return query
 

@@ -32,7 +32,7 @@ def add_annotate(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--save", type=Path, help="folder for what is learned; a broken-off run in it goes on")
     add("--layer", help="layer with the expression, of both files (default: X)")
     add("--key-added", help="name of the result (default: scgpt_pred)")
-    add("--config", type=Path, help="YAML file of training options")
+    add("--config", type=Path, help="YAML file of training options to change")
     add("--rng", type=int, default=0, help="seed (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace --out, --save, and a slot that something else wrote")
     commands.choices["annotate"].set_defaults(run=_annotate)
@@ -43,11 +43,11 @@ def _annotate(args: argparse.Namespace) -> None:
     query = open_data(args.query, args.layer)
     reference = None if args.reference is None else open_data(args.reference, args.layer)
     from scgpt_tl import tl
-    from scgpt_tl.engine.config import TrainConfig
+    from scgpt_tl.engine.config import read_options
 
     logging.getLogger("scgpt_tl").setLevel(logging.INFO)
     options = {name: getattr(args, name) for name in ("labels_key", "layer", "save", "key_added")}
-    train = None if args.config is None else TrainConfig.read(args.config)
+    train = None if args.config is None else read_options(args.config)
     start = time.perf_counter()
     tl.scgpt_annotate(
         query,
@@ -81,7 +81,7 @@ def add_integrate(commands: Any, common: argparse.ArgumentParser) -> None:
         help="name or folder to learn from, or a folder that --save has made (default: %(default)s)",
     )  # fmt: skip
     add("--preset", default="auto", help="auto or paper (default: %(default)s)")
-    add("--n-genes", type=int, default=1200, help="most variable genes that are read (default: %(default)s)")
+    add("--n-genes", type=int, help="most variable genes that are read (default: 1200)")
     add("--save", type=Path, help="folder for what is learned; a broken-off run in it goes on")
     add(
         "--new-batches", default="mean",
@@ -89,7 +89,11 @@ def add_integrate(commands: Any, common: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--layer", help="layer with the expression (default: X)")
     add("--key-added", help="name of the result (default: X_scGPT_integrated in obsm, scgpt_integrated in uns)")
-    add("--config", type=Path, help="YAML file of training options; with a saved model of device, memory and progress")
+    add(
+        "--config",
+        type=Path,
+        help="YAML file of training options to change; with a saved model of device, memory and progress",
+    )
     add("--rng", type=int, default=0, help="seed (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace --out, --save, and a slot that something else wrote")
     commands.choices["integrate"].set_defaults(run=_integrate)
@@ -103,11 +107,11 @@ def _integrate(args: argparse.Namespace) -> None:
     check_out(args.out, args.input, overwrite=args.overwrite)
     adata = open_data(args.input, args.layer)
     from scgpt_tl import tl
-    from scgpt_tl.engine.config import TrainConfig
+    from scgpt_tl.engine.config import read_options
 
     logging.getLogger("scgpt_tl").setLevel(logging.INFO)
     options = {name: getattr(args, name) for name in _INTEGRATE}
-    train = None if args.config is None else TrainConfig.read(args.config)
+    train = None if args.config is None else read_options(args.config)
     start = time.perf_counter()
     tl.scgpt_integrate(adata, train=train, overwrite=args.overwrite, rng=args.rng, **options)
     key, run = (args.key_added or name for name in (SLOTS.integrated, SLOTS.integration))

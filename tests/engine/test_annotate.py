@@ -16,7 +16,6 @@ from scgpt_tl.engine.annotate import (
     check_method,
     default_train,
     held_out_cells,
-    held_out_share,
     options_for,
 )
 from scgpt_tl.engine.annotator import Annotator
@@ -53,8 +52,9 @@ def test_the_share_held_out_is_the_users():
     codes = np.repeat([0, 1], [100, 3])
     counts = [held_out_cells(codes, keys(103), seed=0, share=share).sum() for share in (0.0, 0.25, 0.99)]
     assert counts == [0, 26, 101]  # one of each class stays
-    given = [None, TrainConfig(), TrainConfig(held_out=0.3), TrainConfig(held_out=0)]
-    assert [held_out_share(train) for train in given] == [0.1, 0.1, 0.3, 0.0]
+    config = load_model("pbmc-mini").config
+    given = [None, TrainConfig(), {"held_out": 0.3}, {"epochs": 3}, TrainConfig(held_out=0)]
+    assert [options_for("knn", config, x, 100).held_out for x in given] == [0.1, 0.02, 0.3, 0.1, 0.0]
 
 
 def test_a_small_network_is_trained_quickly_and_a_large_one_as_published():
@@ -75,7 +75,9 @@ def test_the_method_says_what_learns_and_the_user_the_rest():
     assert (lora.lora, head.lora, whole.lora) == (8, 0, 0)
     assert whole.freeze == ("genes",)
     assert {x.learning_rate for x in (head, lora, whole)} == {0.1}
-    assert {x.held_out for x in (head, lora, whole)} == {0.0}
+    assert {x.held_out for x in (head, lora, whole)} == {given.held_out}
+    some = [options_for(method, config, {"epochs": 3}, 100) for method in ("head", "finetune")]
+    assert [(x.epochs, x.learning_rate) for x in some] == [(3, 1e-3), (3, 1e-4)]  # the rest is the method's default
 
 
 def test_a_method_that_is_none():

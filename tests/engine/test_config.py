@@ -37,6 +37,17 @@ def test_every_option_says_what_it_is():
     assert [name for name, doc in docs(TrainConfig).items() if not doc.endswith(".")] == []
 
 
+def test_some_options_change_a_default_and_a_config_takes_its_place():
+    default, whole = TrainConfig(epochs=3, cells=7), TrainConfig(epochs=5)
+    assert default.changed(None) is default
+    assert default.changed(whole) is whole
+    assert default.changed({"epochs": 4}) == TrainConfig(epochs=4, cells=7)
+    with pytest.raises(ValueError, match="unknown training option 'epoch'; did you mean 'epochs'"):
+        default.changed({"epoch": 4})
+    with pytest.raises(TypeError, match=r"train='fast': a scgpt_tl\.TrainConfig, or a dict"):
+        default.changed("fast")  # type: ignore[arg-type]
+
+
 def test_options_are_learned_or_free():
     """The blank line in the source that parts them, FREE, and `learned` tell the same."""
     assert set(NAMES) > FREE

@@ -17,6 +17,8 @@ def test_what_is_heard_of_training_options():
     assert unheard(train) == ["train.epochs", "train.compile"]
     assert unheard(TrainConfig(device="cpu", progress=False, max_tokens=9)) == unheard(None) == []
     assert compute_of(None) == Compute()
+    assert compute_of({"device": "cpu", "epochs": 3}) == Compute(device="cpu")
+    assert unheard({"device": "cpu", "epochs": 10}) == ["train.epochs"]  # said, if only what it was
 
 
 def test_where_may_be_learned(tmp_path: Path, tiny: Path):

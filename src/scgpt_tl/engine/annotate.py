@@ -71,20 +71,24 @@ def default_train(config: ModelConfig, n_cells: int) -> TrainConfig:
     """How to train where the user does not say.
 
     A network as wide as the published one is trained as published: rate 1e-4, times 0.9 after each of 10 epochs. A
-    small one at the same rate on a cosine schedule, about 8,000 cells shown in 3 to 10 epochs.
+    small one at the same rate on a cosine schedule, about 8,000 cells shown in 3 to 10 epochs. A tenth of each class is
+    held out.
     """
     if config.d_model >= _SMALL:
-        return replace(FINETUNE, cells=32)
+        return replace(FINETUNE, cells=32, held_out=HELD_OUT)
     epochs = min(10, max(3, math.ceil(_SHOWN / max(1, n_cells))))
     how: dict[str, Any] = {"schedule": "cosine", "warmup": 0.05, "weight_decay": 0.01, "max_length": 160}
-    return replace(FINETUNE, cells=32, epochs=epochs, **how)
+    return replace(FINETUNE, cells=32, held_out=HELD_OUT, epochs=epochs, **how)
 
 
-def options_for(method: str, config: ModelConfig, given: TrainConfig | None, n_cells: int) -> TrainConfig:
-    """Training options of a method: what the user gave, or the default; which numbers learn is the method's."""
-    train = given or default_train(config, n_cells)
-    if given is None and method in ("head", "lora"):
+def options_for(
+    method: str, config: ModelConfig, given: TrainConfig | Mapping[str, Any] | None, n_cells: int
+) -> TrainConfig:
+    """Training options of a method: the default with what the user gave; which numbers learn is the method's."""
+    train = default_train(config, n_cells)
+    if method in ("head", "lora"):
         train = replace(train, learning_rate=train.learning_rate * 10)  # few numbers learn, from nothing
+    train = train.changed(given)
     if method == "head":
         train = replace(train, freeze=tuple(dict.fromkeys((*train.freeze, "embeddings", "layers"))), lora=0)
     if method == "lora":
@@ -95,12 +99,7 @@ def options_for(method: str, config: ModelConfig, given: TrainConfig | None, n_c
             "tl.scgpt_finetune(recipe='annotation') and its model as model= here"
         )
         raise ValueError(msg)
-    return replace(train, held_out=0.0)  # the held-out cells are a study of their own
-
-
-def held_out_share(given: TrainConfig | None) -> float:
-    """Share of each class to hold out: `held_out` of what the user gave; a tenth where that is the field's default."""
-    return HELD_OUT if given is None or given.held_out == TrainConfig.held_out else given.held_out
+    return train
 
 
 def held_out_cells(codes: np.ndarray, keys: np.ndarray, *, seed: int, share: float = HELD_OUT) -> np.ndarray:
@@ -232,6 +231,7 @@ def _trained(lesson: Lesson, model: Model, method: str, options: TrainConfig, ou
     recipe = replace(ANNOTATION, name=name, class_weights=class_weights(counts.tolist()), network=network)
     held_out = [] if lesson.held_out is None else [lesson.held_out]
     again: dict[str, Any] = {"validate": held_out, "begin": begin, "resume": not how["overwrite"], **how}
+    options = replace(options, held_out=0.0)  # the held-out cells are a study of their own
     with _in_words_of_annotation():
         return finetune([lesson.train], model=model, out=out, recipe=recipe, train=options, **again)
 

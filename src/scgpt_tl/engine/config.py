@@ -166,6 +166,30 @@ class TrainConfig:
             raise ValueError(msg)
         return cls.from_mapping({**asdict(FINETUNE), **PRESETS[memory], **options})
 
+    def changed(self, given: TrainConfig | Mapping[str, Any] | None) -> TrainConfig:
+        """A default with what the user gave.
+
+        Parameters
+        ----------
+        given
+            Options by name take the place of these; a `TrainConfig` is taken as it is; None changes nothing.
+
+        Raises
+        ------
+        ValueError
+            An option that is unknown; the message gives the nearest name.
+        TypeError
+            Something else.
+        """
+        if given is None:
+            return self
+        if isinstance(given, TrainConfig):
+            return given
+        if not isinstance(given, Mapping):
+            msg = f"train={given!r}: a scgpt_tl.TrainConfig, or a dict of some of its options, is needed"
+            raise TypeError(msg)
+        return self.from_mapping({**asdict(self), **given})
+
     @classmethod
     def read(cls, file: str | Path) -> TrainConfig:
         """From a YAML file of options.

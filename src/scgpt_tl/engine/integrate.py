@@ -57,14 +57,16 @@ def check_choice(name: str, value: str, among: Iterable[str]) -> str:
     return value
 
 
-def train_for(preset: str, config: ModelConfig, given: TrainConfig | None, n_cells: int) -> TrainConfig:
-    """Training options: what the user gave, or those of the preset.
+def train_for(
+    preset: str, config: ModelConfig, given: TrainConfig | Mapping[str, Any] | None, n_cells: int
+) -> TrainConfig:
+    """Training options: those of the preset with what the user gave.
 
     "paper": as published (section 4.5, and the integration tutorial): rate 1e-4, times 0.9 after each of 15 epochs, 64
     cells a step, zeros shown, the best of a tenth held out. "auto" drops zeros; a network that is small takes larger
     steps, with a cosine schedule, and is shown about 12,000 cells in 3 to 8 epochs.
     """
-    train = given or _default(preset, config, n_cells)
+    train = _default(preset, config, n_cells).changed(given)
     if train.devices * train.nodes > 1:
         msg = (
             f"devices={train.devices}, nodes={train.nodes}: integration learns in one process; give devices=1, or "

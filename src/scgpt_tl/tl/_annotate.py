@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +24,14 @@ from scgpt_tl._slots import (
     refuse_embed_s,
     refuse_foreign,
 )
-from scgpt_tl.engine.annotate import check_method, held_out_share, learn, options_for
+from scgpt_tl.engine.annotate import check_method, learn, options_for
 from scgpt_tl.engine.annotator import METHODS, Annotator
 from scgpt_tl.engine.predict import ROWS
 from scgpt_tl.metrics import class_scores
 from scgpt_tl.models.model import load_model
 from scgpt_tl.pp._blocks import open_layer
 from scgpt_tl.pp._genes import genes_of
-from scgpt_tl.tl._learned import check_save, compute_of, folder_for, history_columns, in_memory, unheard
+from scgpt_tl.tl._learned import check_save, compute_of, folder_for, history_columns, in_memory, returned, unheard
 from scgpt_tl.tl._reference import check_side, lesson_of, read_labels, shared_genes
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def scgpt_annotate(  # noqa: PLR0913 (each is a choice of its own; how to train 
     labels_key: str | None = None,
     model: str | Path | Model = "pbmc-mini",
     method: str = "finetune",
-    train: TrainConfig | None = None,
+    train: TrainConfig | Mapping[str, Any] | None = None,
     layer: str | None = None,
     save: str | Path | None = None,
     key_added: str | None = None,
@@ -107,10 +107,11 @@ def scgpt_annotate(  # noqa: PLR0913 (each is a choice of its own; how to train 
         - "probe": logistic regression on zero-shot embeddings. Takes seconds; often as good.
         - "knn": votes of the 10 nearest cells of the reference in the zero-shot embedding.
     train
-        How to train, for the first three. None: 8,000 cells shown in 3 to 10 epochs to a small model, a large one as
-        published; in either case the best epoch on the held-out cells is kept. `held_out` is the share of each type
-        that is held out, for every method; left at `TrainConfig`'s default it is a tenth. Without `reference` only
-        `device`, `max_memory`, `max_tokens` and `progress` may be given.
+        How to train, for the first three methods: a dict of options to change, such as `{"epochs": 3, "progress":
+        False}`, or a whole `TrainConfig`. By default 8,000 cells are shown in 3 to 10 epochs to a small model, a large
+        one is trained as published; in either case the best epoch on the held-out cells is kept. `held_out` is the
+        share of each type that is held out, for every method (a tenth). Without `reference` only `device`,
+        `max_memory`, `max_tokens` and `progress` may be given.
     layer
         Layer to read, in query and reference; None is `.X`.
     save
@@ -178,10 +179,10 @@ def scgpt_annotate(  # noqa: PLR0913 (each is a choice of its own; how to train 
             check_side("query", query, loaded, layer)
             shared_genes(genes_of(query, loaded.vocab).ids, annotator.genes, what="model")
         else:
-            labels, share = read_labels(reference, labels_key), held_out_share(train)
+            labels = read_labels(reference, labels_key)
             options = options_for(method, loaded.config, train, labels.n_cells)
             check_side("query", query, loaded, layer)
-            lesson = lesson_of(reference, query, labels, loaded, layer=layer, seed=seed, share=share)
+            lesson = lesson_of(reference, query, labels, loaded, layer=layer, seed=seed, share=options.held_out)
             how: dict[str, Any] = {"method": method, "options": options, "out": out, "seed": seed}
             made = learn(lesson, model=loaded, judge=_judge, overwrite=overwrite, **how)
             annotator = Annotator.of(in_memory(made) if save is None else made)
@@ -189,8 +190,7 @@ def scgpt_annotate(  # noqa: PLR0913 (each is a choice of its own; how to train 
     if copy:
         query = copied(query)
     _write(query, keys, annotator, probabilities, codes, layer)
-    returned = [x for x, wanted in ((query, copy), (annotator.model, return_model)) if wanted]
-    return tuple(returned) if len(returned) > 1 else returned[0] if returned else None
+    return returned(query, annotator.model, copy=copy, return_model=return_model)
 
 
 def _check_places(query: Any, keys: _Keys, *, overwrite: bool, copy: bool) -> None:

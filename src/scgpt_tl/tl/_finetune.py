@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ def scgpt_finetune(
     recipe: Recipe | str = GENERATIVE,
     labels_key: str | None = None,
     batch_key: str | None = None,
-    train: TrainConfig | None = None,
+    train: TrainConfig | Mapping[str, Any] | None = None,
     resume: bool = True,
     overwrite: bool = False,
     rng: int | np.random.Generator = 0,
@@ -51,7 +52,8 @@ def scgpt_finetune(
     labels_key, batch_key
         Columns of `.obs`. Cells with a missing label are used and not asked for one.
     train
-        How to train. None: 10 epochs at rate 1e-4 that falls by a tenth after each, the best of them kept.
+        How to train: a dict of options to change, or a whole `TrainConfig`. By default 10 epochs at rate 1e-4 that
+        falls by a tenth after each, the best of them kept.
     resume
         Go on with a run of the same arguments that was cut off; one that is finished is loaded.
     overwrite
@@ -79,7 +81,7 @@ def scgpt_finetune(
         model=loaded,
         out=Path(out).expanduser(),
         recipe=recipe_named(recipe),
-        train=train or FINETUNE,
+        train=FINETUNE.changed(train),
         resume=resume,
         overwrite=overwrite,
         seed=as_seed(rng),

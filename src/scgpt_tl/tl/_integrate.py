@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from scgpt_tl.tl._apply import check_genes, codes_of, with_batches
 from scgpt_tl.tl._batches import check_several, genes_for, read_batches, read_labels
 from scgpt_tl.tl._embed import _check_input
 from scgpt_tl.tl._kin import kin_groups
-from scgpt_tl.tl._learned import check_save, compute_of, folder_for, history_columns, in_memory, unheard
+from scgpt_tl.tl._learned import check_save, compute_of, folder_for, history_columns, in_memory, returned, unheard
 from scgpt_tl.tl._lost import what_was_lost
 from scgpt_tl.tl._zero_shot import digest, made_before, zero_shot
 
@@ -48,8 +49,8 @@ def scgpt_integrate(  # noqa: PLR0913 (each is a choice of its own; how to train
     model: str | Path | Model = "pbmc-mini",
     labels_key: str | None = None,
     preset: str = "auto",
-    n_genes: int = _N_GENES,
-    train: TrainConfig | None = None,
+    n_genes: int | None = None,
+    train: TrainConfig | Mapping[str, Any] | None = None,
     layer: str | None = None,
     save: str | Path | None = None,
     new_batches: str = "mean",
@@ -81,10 +82,11 @@ def scgpt_integrate(  # noqa: PLR0913 (each is a choice of its own; how to train
         - "auto": ours, for a CPU. Masked values, and cells that lie together in the zero-shot embedding, across
           batches, must find each other; zeros are dropped.
     n_genes
-        Most variable genes that are read, of those that all batches express.
+        Most variable genes that are read, of those that all batches express. None: 1,200.
     train
-        How to train, in place of the preset's options. With a model that has learned, `device`, `progress`,
-        `max_memory` and `max_tokens` alone may be given: where and how cells are embedded.
+        How to train: a dict of options to change in the preset's, such as `{"epochs": 3, "progress": False}`, or a
+        whole `TrainConfig`. With a model that has learned, `device`, `progress`, `max_memory` and `max_tokens` alone
+        may be given: where and how cells are embedded.
     layer
         Layer to read; None is `.X`.
     save
@@ -163,8 +165,7 @@ def scgpt_integrate(  # noqa: PLR0913 (each is a choice of its own; how to train
     if copy:
         adata = copied(adata)
     _write(adata, made, asked, checks, (key, run))
-    returned = [x for x, wanted in ((adata, copy), (made.model, return_model)) if wanted]
-    return tuple(returned) if len(returned) > 1 else returned[0] if returned else None
+    return returned(adata, made.model, copy=copy, return_model=return_model)
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,8 @@ class _Asked:
 
     batch_key: str
     preset: str
-    n_genes: int
-    train: TrainConfig | None
+    n_genes: int | None
+    train: TrainConfig | Mapping[str, Any] | None
     layer: str | None
     save: str | Path | None
     overwrite: bool
@@ -240,7 +241,8 @@ def _learned(adata: AnnData, cells: _Cells, model: Model, asked: _Asked) -> _Mad
     compute = compute_of(train)
     match = genes_of(adata, model.vocab)
     flavor = "seurat_v3" if asked.preset == "paper" else "seurat"
-    chosen = genes_for(adata, batches, match, layer=asked.layer, n_genes=asked.n_genes, flavor=flavor)
+    n_genes = _N_GENES if asked.n_genes is None else asked.n_genes
+    chosen = genes_for(adata, batches, match, layer=asked.layer, n_genes=n_genes, flavor=flavor)
     genes = np.where(chosen, match.names, "").tolist()
     source = Source(
         "cells",
@@ -265,7 +267,7 @@ def _learned(adata: AnnData, cells: _Cells, model: Model, asked: _Asked) -> _Mad
 def _applied(adata: AnnData, cells: _Cells, model: Model, asked: _Asked, new_batches: str) -> _Made:
     """Embed cells with a model that has learned."""
     integrator, idle = Integrator.of(model), unheard(asked.train)
-    given = {"save": asked.save is not None, "n_genes": asked.n_genes != _N_GENES}
+    given = {"save": asked.save is not None, "n_genes": asked.n_genes is not None}
     given["preset"] = asked.preset not in ("auto", integrator.preset)
     if idle := [*idle, *(name for name, is_given in given.items() if is_given)]:
         msg = f"{', '.join(idle)} says how to learn, and model {model.name!r} has learned to integrate: leave it out"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,28 +12,37 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scgpt_tl.engine.config import TrainConfig
 from scgpt_tl.engine.predict import Compute
 from scgpt_tl.genes.bundle import FILES
 
 if TYPE_CHECKING:
-    from scgpt_tl.engine.config import TrainConfig
+    from anndata import AnnData
+
     from scgpt_tl.models.model import Model
 
 #: Options of `train=` that say how cells are embedded too, by a model that learns or has learned.
 _HEARD = ("device", "max_memory", "max_tokens", "progress")
 
 
-def compute_of(train: TrainConfig | None) -> Compute:
+def compute_of(train: TrainConfig | Mapping[str, Any] | None) -> Compute:
     """Where cells are embedded: as training is said to compute."""
-    return Compute() if train is None else Compute(**{name: getattr(train, name) for name in _HEARD})
+    said = TrainConfig().changed(train)
+    return Compute(**{name: getattr(said, name) for name in _HEARD})
 
 
-def unheard(train: TrainConfig | None) -> list[str]:
+def unheard(train: TrainConfig | Mapping[str, Any] | None) -> list[str]:
     """Options that were given, and that a model that has learned does not hear."""
-    if train is None:
-        return []
-    given = [f.name for f in fields(train) if getattr(train, f.name) != f.default]
+    said = TrainConfig().changed(train)
+    changed = (f.name for f in fields(said) if getattr(said, f.name) != f.default)
+    given = train if isinstance(train, Mapping) else changed
     return [f"train.{name}" for name in given if name not in _HEARD]
+
+
+def returned(data: AnnData, model: Model, *, copy: bool, return_model: bool) -> Any:
+    """What a function that learns hands back: nothing, the copy, the model, or both."""
+    wanted = [x for x, is_wanted in ((data, copy), (model, return_model)) if is_wanted]
+    return tuple(wanted) if len(wanted) > 1 else wanted[0] if wanted else None
 
 
 def check_save(save: str | Path | None, *, overwrite: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ def scgpt_pretrain(
     *,
     out: str | Path,
     size: str = "mini",
-    train: TrainConfig | None = None,
+    train: TrainConfig | Mapping[str, Any] | None = None,
     recipe: Recipe | str = GENERATIVE_CONTRAST,
     min_cells: int = 5,
     validate: Any = None,
@@ -49,7 +50,7 @@ def scgpt_pretrain(
     size
         "nano" (2 layers of 64, for tests), "mini" (3 of 128, the shipped model) or "human" (12 of 512, as published).
     train
-        How to train; None is `TrainConfig()`.
+        How to train: a `TrainConfig`, or a dict of its options.
     recipe
         What to ask: a name of `engine.recipes.RECIPES`, e.g. "generative" without the contrast, or a `Recipe`.
     min_cells
@@ -87,7 +88,7 @@ def scgpt_pretrain(
         open_corpus(data),
         out=Path(out).expanduser(),
         size=size,
-        train=train or TrainConfig(),
+        train=TrainConfig().changed(train),
         recipe=recipe_named(recipe),
         min_cells=min_cells,
         validate=[] if validate is None else open_corpus(validate),
