@@ -166,7 +166,7 @@ class TrainConfig:
             raise ValueError(msg)
         return cls.from_mapping({**asdict(FINETUNE), **PRESETS[memory], **options})
 
-    def changed(self, given: TrainConfig | Mapping[str, Any] | None) -> TrainConfig:
+    def changed(self, given: object) -> TrainConfig:
         """A default with what the user gave.
 
         Parameters
