@@ -10,6 +10,7 @@ from typing import Any
 
 import anndata as ad
 import dask.array as da
+import mudata as md
 import numpy as np
 import pandas as pd
 import pytest
@@ -240,6 +241,9 @@ def test_arguments() -> None:
     for length in (1, 0, -1):
         with pytest.raises(ValueError, match=f"max_length={length} leaves no room"):
             check_input(make(), MODEL, max_length=length)
+    both = md.MuData({"rna": ad.AnnData(X, var=pd.DataFrame(index=GENES))})
+    with pytest.raises(TypeError, match=r"MuData; AnnData is expected .*mdata\['rna'\]"):
+        check_input(both, MODEL)
     with pytest.raises(TypeError, match="ndarray; AnnData is expected"):
         check_input(X, MODEL)  # type: ignore[arg-type]
     for model in (MODEL.vocab, None, 3):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scgpt_tl._slots import check_anndata
 from scgpt_tl.genes.bundle import read_bundle, vocab_of
 from scgpt_tl.genes.match import INDEX
 from scgpt_tl.pp._blocks import Matrix, open_layer
@@ -74,9 +75,7 @@ def check_input(adata: AnnData, model: Any, *, layer: str | None = None, max_len
     if limit < 2:
         msg = f"max_length={limit} leaves no room for a gene beside <cls>; give at least 2 (the model's: "
         raise ValueError(msg + f"{sizes.max_length})")
-    if not (hasattr(adata, "var_names") and hasattr(adata, "is_view")):
-        msg = f"adata is {type(adata).__name__}; AnnData is expected (of a MuData, one modality: mdata['rna'])"
-        raise TypeError(msg)
+    check_anndata(adata, "adata")
     report = InputReport(sizes.name, adata.n_obs, adata.n_vars, layer, max_length=limit)
     if 0 in adata.shape:
         empty = f"the data set is empty ({adata.n_obs} cells x {adata.n_vars} genes); check how it was filtered"
