@@ -266,7 +266,7 @@ def main() -> None:
         figures += found
     details["peak_rss_mb"] = peak_rss() / 1e6
     packages = ("torch", "scanpy", "faiss-cpu", "pynndescent", "scikit-learn", "numba")
-    report("map", figures, details=details, packages=packages)
+    report("_".join(["map", *(args.only or ())]), figures, details=details, packages=packages)
 
 
 if __name__ == "__main__":
