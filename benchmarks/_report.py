@@ -60,8 +60,8 @@ class Figure:
 
     @property
     def ratio(self) -> float | None:
-        """How many times better ours is; None without another side."""
-        if self.theirs is None:
+        """How many times better ours is; None without another side, or where what is divided by is 0."""
+        if self.theirs is None or (self.ours if self.less_is_better else self.theirs) == 0:
             return None
         return self.theirs / self.ours if self.less_is_better else self.ours / self.theirs
 

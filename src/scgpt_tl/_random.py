@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     SHUFFLE = 6
     DEPTH = 7
     DROPOUT = 8
+    CONTROL = 9
 
 
 @jit()

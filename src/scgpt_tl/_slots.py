@@ -33,6 +33,11 @@ class Slots:
     mapped_probability: str = "scgpt_mapped_probability"  # obs
     mapped_distance: str = "scgpt_mapped_distance"  # obs: mean of the five nearest cells of the reference
     mapped_neighbors: str = "scgpt_mapped_neighbors"  # obsm: rows of the reference
+    # tl.scgpt_grn
+    network: str = "scgpt_grn"  # varp (sparse) or varm (n_vars, n_groups, n_regulators); uns
+    program: str = "scgpt_program"  # var, categorical; varm: at every resolution; obsm: activity
+    # tl.scgpt_enrich
+    enrichment: str = "scgpt_enrichment"  # uns
 
 
 SLOTS = Slots()
@@ -45,6 +50,9 @@ MAKERS = {
     SLOTS.mapped: "scgpt_tl.tl.scgpt_map(query, reference)",
     SLOTS.integrated: "scgpt_tl.tl.scgpt_integrate(adata, batch_key=...)",
     SLOTS.integration: "scgpt_tl.tl.scgpt_integrate(adata, batch_key=...)",
+    SLOTS.network: "scgpt_tl.tl.scgpt_grn(adata)",
+    SLOTS.program: "scgpt_tl.tl.scgpt_grn(adata)",
+    SLOTS.enrichment: "scgpt_tl.tl.scgpt_enrich(adata, gene_sets=...)",
     "X_pca": "scanpy.pp.pca(adata)",
 }
 

@@ -165,6 +165,38 @@ def test_captured_maps_are_those_that_forward_uses(kind: str):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", ["post", "published_pre", "generative"])
+def test_captured_queries_and_keys_are_those_of_the_maps(kind: str):
+    net, batch = network(**KINDS[kind]), cells()
+    captured = net.backbone.encode(
+        batch, capture=("qk.0", "qk.2", "attention.0", "attention.2"), cell_only=True
+    ).captured
+    for i in (0, 2):
+        q, k = captured[f"qk.{i}"]
+        assert q.shape == k.shape == (29, 4, 8)
+        for b, weights in enumerate(captured[f"attention.{i}"]):
+            rows = slice(int(batch.cu_seqlens[b]), int(batch.cu_seqlens[b + 1]))
+            scores = torch.einsum("qhe,khe->hqk", q[rows], k[rows]) / 8**0.5
+            torch.testing.assert_close(scores.softmax(-1), weights)
+
+
+@torch.no_grad()
+def test_queries_and_keys_of_the_last_block_leave_it_short(monkeypatch: pytest.MonkeyPatch):
+    """With `cell_only` the last block still computes `<cls>` alone, by the fused path."""
+    backbone, batch = network().backbone, cells()
+    asked = []
+    attend = backbone.blocks[2].attn.attend
+    monkeypatch.setattr(
+        backbone.blocks[2].attn,
+        "attend",
+        lambda q, *rest, **options: asked.append(len(q)) or attend(q, *rest, **options),
+    )
+    encoded = backbone.encode(batch, capture=("qk.2",), cell_only=True)
+    assert asked == [4]
+    torch.testing.assert_close(encoded.cell, backbone.encode(batch).cell, atol=2e-6, rtol=2e-6)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("asked", [("attention.2", "layer.0"), ("layer.2",)])
 def test_captures_with_cell_only(asked: tuple[str, ...]):
     """The last layer's output needs all of its tokens, so it is computed in full where it is asked for."""

@@ -162,6 +162,27 @@ def test_clusters_are_scanpys(blobs):
     assert c.ari(holder.obs["leiden"], c.leiden(graph, resolutions=(0.3,))[0]) == 1
 
 
+@pytest.mark.filterwarnings("ignore:In the future, the default backend for leiden:FutureWarning")  # scanpy's
+def test_leidenalg_finds_the_same_clouds(blobs):
+    graph = c.neighbour_graph(blobs[0])
+    holder = ad.AnnData(obs=pd.DataFrame(index=[str(i) for i in range(120)]))
+    sc.tl.leiden(holder, adjacency=graph.tocsr(), resolution=2.0, flavor="leidenalg", n_iterations=-1, directed=False)
+    found = c.leiden(graph, resolutions=(0.3, 2.0), flavor="leidenalg")
+    assert found.dtype == np.int32
+    assert c.ari(blobs[1], found[0]) == 1
+    assert c.ari(holder.obs["leiden"], found[1]) > 0.8
+    np.testing.assert_array_equal(found[1], c.leiden(graph, resolutions=(2.0,), flavor="leidenalg")[0])
+
+
+def test_neighbours_are_exact_where_asked_for(blobs, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    neighbors = sc.pp.neighbors
+    monkeypatch.setattr(sc.pp, "neighbors", lambda *x, **how: asked.append(how["transformer"]) or neighbors(*x, **how))
+    first, exact = c.neighbour_graph(blobs[0]), c.neighbour_graph(blobs[0], exact=True)
+    assert abs(first - exact).max() == 0
+    assert asked == [None, "sklearn"]
+
+
 @pytest.mark.filterwarnings("default")  # jax and scib-metrics warn as they load
 def test_against_scib_metrics(blobs):
     scib = pytest.importorskip("scib_metrics")

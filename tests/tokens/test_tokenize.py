@@ -123,6 +123,13 @@ def test_zeros_show_every_gene_of_the_matrix(rows, columns):
     np.testing.assert_array_equal(full.n_genes, plain.n_genes)
 
 
+@pytest.mark.parametrize("zeros", [False, True])
+def test_the_genes_of_a_matrix_are_its_columns_once_and_sorted(rows, columns, zeros: bool):
+    t = make(columns, zeros=zeros)
+    assert t.genes.tolist() == sorted({gene for gene in columns.tolist() if gene >= 0})
+    assert all((ids == [CLS, *t.genes]) == zeros for ids, _ in cells(t(rows)))
+
+
 def test_a_sample_with_zeros_is_of_all_genes_alike(columns):
     """An empty cell's and a full cell's sample are of one size; expressed genes are not preferred."""
     t = make(np.arange(60), zeros=True, max_length=21)

@@ -71,8 +71,12 @@ class Attention(nn.Module):
 
     def maps(self, x: Tensor, layout: Layout) -> list[Tensor]:
         """Attention weights of each cell, B tensors (H, L, L)."""
+        return maps(*self.qk(x), layout)
+
+    def qk(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys of every token, (T, H, E) each."""
         q, k, _ = self.project(x, None)
-        return maps(q, k, layout)
+        return q, k
 
 
 class Block(nn.Module):
@@ -101,6 +105,10 @@ class Block(nn.Module):
     def maps(self, x: Tensor, layout: Layout) -> list[Tensor]:
         """Attention weights that `forward` uses."""
         return self.attn.maps(x if self.post else self.norm1(x), layout)
+
+    def qk(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys that `forward` uses, of every token."""
+        return self.attn.qk(x if self.post else self.norm1(x))
 
     def _add(self, x: Tensor, update: Tensor) -> Tensor:
         update = self.dropout(update)  # a fresh product, so that it may be written into

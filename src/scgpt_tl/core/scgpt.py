@@ -34,7 +34,11 @@ class Encoded:
     tokens: Tensor | None
     """(T, D) token embeddings; None where only cells were asked for, NaN where `at=` did not ask."""
     captured: dict[str, Any] = field(default_factory=dict)
-    """What `capture=` asked for: ``layer.N`` (T, D), the output of block N; ``attention.N``, B maps (H, L, L)."""
+    """What `capture=` asked for.
+
+    ``layer.N`` (T, D), the output of block N; ``attention.N``, B maps (H, L, L); ``qk.N``, its queries and keys, a pair
+    of (T, H, E): whoever reads maps by parts takes these, and the block itself stays on the fused path.
+    """
 
 
 class ScGPT(nn.Module):
@@ -140,6 +144,8 @@ class ScGPT(nn.Module):
         for i, block in enumerate(self.blocks):
             if f"attention.{i}" in capture:
                 captured[f"attention.{i}"] = cast("Block", block).maps(x, layout)
+            if f"qk.{i}" in capture:
+                captured[f"qk.{i}"] = cast("Block", block).qk(x)
             if i == last and rows is not None:
                 cu_rows = cumulative(torch.bincount(batch.cell_index[rows], minlength=batch.n_cells))
                 layout = Layout(cu_rows, batch.cu_seqlens, known, rows)
@@ -205,5 +211,6 @@ def _input_norm(config: ModelConfig) -> DomainNorm | None:
 def _check_captured(asked: Collection[str], captured: dict[str, Any]) -> None:
     missing = set(asked) - set(captured)
     if missing:
-        msg = f"cannot capture {sorted(missing)}; give 'layer.N' or 'attention.N' with N below the number of blocks"
+        what = "'layer.N', 'attention.N' or 'qk.N'"
+        msg = f"cannot capture {sorted(missing)}; give {what} with N below the number of blocks"
         raise ValueError(msg)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +19,7 @@ from scgpt_tl.tokens.tokenize import TokenBlock, Tokenizer, ahead
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from scgpt_tl.core.encoders import Tables
     from scgpt_tl.core.scgpt import ScGPT
@@ -93,6 +94,10 @@ class Compute:
         if self.max_memory is None:
             return _GPU_TOKENS if device.type == "cuda" else _CPU_TOKENS
         return max(1, parse_bytes(self.max_memory) // token_bytes(backbone))
+
+    def bar(self, total: int) -> tqdm[Any]:
+        """Progress over `total` cells."""
+        return tqdm(total=total, unit="cell", disable=not self.progress, smoothing=0.1)
 
 
 class Sink(Protocol):
@@ -197,29 +202,37 @@ def embed_rows(
     ValueError
         Batches that are missing where the network needs them, or are none of its batches.
     """
-    _check_batches(backbone, batches, total)
+    check_batches(backbone, batches, total)
+    seen = Seen() if seen is None else seen
+    with placed(backbone, compute) as device, compute.bar(total) as bar:
+        runner, budget = (
+            _Runner(backbone, backbone.tables(), device, contexts, batches),
+            compute.tokens(backbone, device),
+        )
+        for start, block in ahead(rows, tokenizer):
+            result = np.empty((len(block.keys), backbone.config.d_model), np.float32)
+            for cells in minibatches(block.lengths, budget):
+                result[cells], budget = runner(block, cells, start, budget, seen)
+                bar.update(len(cells))
+            if unit_norm:
+                result = normalize(torch.from_numpy(result)).numpy()
+            seen.add(block)
+            out[start : start + len(result)] = result
+    return seen
+
+
+@contextmanager
+def placed(network: nn.Module, compute: Compute) -> Iterator[torch.device]:
+    """Inference where and in what type `compute` says; afterwards the network is where it was."""
     device = compute.torch_device()
     dtype = compute.torch_dtype(device)
-    home = next(backbone.parameters()).device
-    backbone.to(device)
-    seen = Seen() if seen is None else seen
-    budget = compute.tokens(backbone, device)
+    home = next(network.parameters()).device
+    network.to(device)
     try:
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            runner = _Runner(backbone, backbone.tables(), device, contexts, batches)
-            with tqdm(total=total, unit="cell", disable=not compute.progress, smoothing=0.1) as bar:
-                for start, block in ahead(rows, tokenizer):
-                    result = np.empty((len(block.keys), backbone.config.d_model), np.float32)
-                    for cells in minibatches(block.lengths, budget):
-                        result[cells], budget = runner(block, cells, start, budget, seen)
-                        bar.update(len(cells))
-                    if unit_norm:
-                        result = normalize(torch.from_numpy(result)).numpy()
-                    seen.add(block)
-                    out[start : start + len(result)] = result
+            yield device
     finally:
-        backbone.to(home)
-    return seen
+        network.to(home)
 
 
 @dataclass
@@ -259,8 +272,14 @@ class _Runner:
         return encoded.cell.float().cpu().numpy()
 
 
-def _check_batches(backbone: ScGPT, batches: np.ndarray | None, total: int) -> None:
-    """Each row's statistics must be known before the first is read; another one's would go unnoticed."""
+def check_batches(backbone: ScGPT, batches: np.ndarray | None, total: int) -> None:
+    """Each row's statistics must be known before the first is read; another one's would go unnoticed.
+
+    Raises
+    ------
+    ValueError
+        Batches that are missing where the network needs them, or are none of its batches.
+    """
     if batches is None:
         if backbone.config.input_norm == "domain":
             msg = "this network normalises each batch apart: batches= must say which batch each row is of"

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from scgpt_tl.metrics._mixing import MixingScores as MixingScores
     from scgpt_tl.metrics._mixing import kbet as kbet
     from scgpt_tl.metrics._mixing import mixing_scores as mixing_scores
+    from scgpt_tl.metrics._networks import NetworkScores as NetworkScores
+    from scgpt_tl.metrics._networks import TargetOverlap as TargetOverlap
+    from scgpt_tl.metrics._networks import network_scores as network_scores
+    from scgpt_tl.metrics._networks import target_overlap as target_overlap
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
@@ -44,6 +48,8 @@ __getattr__, __dir__, __all__ = attach(
         "ClassScores": "_labels",
         "ClusterScores": "_clustering",
         "MixingScores": "_mixing",
+        "NetworkScores": "_networks",
+        "TargetOverlap": "_networks",
         "ari": "_clustering",
         "asw_batch": "_batches",
         "asw_batch_per_type": "_batches",
@@ -64,8 +70,10 @@ __getattr__, __dir__, __all__ = attach(
         "logistic_regression": "_classifiers",
         "majority": "_classifiers",
         "mixing_scores": "_mixing",
+        "network_scores": "_networks",
         "nmi": "_clustering",
         "overall": "_batches",
         "scvi": "_embeddings",
+        "target_overlap": "_networks",
     },
 )

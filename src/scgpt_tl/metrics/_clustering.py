@@ -18,6 +18,7 @@ import pandas as pd
 from scipy.sparse import csr_array, triu
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
 
+from scgpt_tl._compat import need
 from scgpt_tl.metrics import _checks
 
 #: 0.1, 0.2 ... 2.0, as in S.5.3.
@@ -101,7 +102,7 @@ def avg_bio(nmi: float, ari: float, asw: float) -> float:
     return (nmi + ari + asw) / 3
 
 
-def neighbour_graph(embedding: Any, *, n_neighbors: int = 15) -> csr_array:
+def neighbour_graph(embedding: Any, *, n_neighbors: int = 15, exact: bool = False) -> csr_array:
     """Scanpy's fuzzy kNN graph of an embedding.
 
     Parameters
@@ -110,6 +111,8 @@ def neighbour_graph(embedding: Any, *, n_neighbors: int = 15) -> csr_array:
         `(n, D)`, finite.
     n_neighbors
         Neighbours of a cell, itself included (scanpy's convention); fewer where there are fewer cells.
+    exact
+        Look at all pairs, where scanpy would take an approximation from 8,192 points on.
 
     Returns
     -------
@@ -122,12 +125,15 @@ def neighbour_graph(embedding: Any, *, n_neighbors: int = 15) -> csr_array:
     holder = ad.AnnData(obs=pd.DataFrame(index=pd.RangeIndex(len(points)).astype(str)))
     holder.obsm["emb"] = points
     k = min(n_neighbors, len(points) - 1)
-    sc.pp.neighbors(holder, n_neighbors=k, use_rep="emb", random_state=0)
+    transformer = "sklearn" if exact else None
+    sc.pp.neighbors(holder, n_neighbors=k, use_rep="emb", random_state=0, transformer=transformer)
     return csr_array(holder.obsp["connectivities"])
 
 
-def leiden(graph: Any, *, resolutions: Sequence[float] = RESOLUTIONS, rng: int = 0) -> np.ndarray:
-    """Leiden communities by modularity (igraph), two iterations as scanpy's `flavor="igraph"`.
+def leiden(
+    graph: Any, *, resolutions: Sequence[float] = RESOLUTIONS, rng: int = 0, flavor: str = "igraph"
+) -> np.ndarray:
+    """Leiden communities by modularity, as scanpy's flavors find them.
 
     Parameters
     ----------
@@ -138,15 +144,29 @@ def leiden(graph: Any, *, resolutions: Sequence[float] = RESOLUTIONS, rng: int =
     rng
         Seed, taken afresh for each resolution, so a clustering does not depend on which others were asked for. igraph's
         generator is global: do not call this from several threads at once.
+    flavor
+        "igraph": two iterations. "leidenalg": until nothing changes, by the package of that name.
 
     Returns
     -------
     `(len(resolutions), n)` int32 community numbers.
+
+    Raises
+    ------
+    ImportError
+        leidenalg is asked for and not installed.
     """
     upper = triu(graph).tocoo()  # scanpy gives every edge twice; modularity is the same either way
     edges = np.column_stack([upper.row, upper.col])
     drawn = igraph.Graph(n=graph.shape[0], edges=edges, edge_attrs={"weight": upper.data})
     found = np.empty((len(resolutions), graph.shape[0]), dtype=np.int32)
+    if flavor == "leidenalg":
+        other = need("leidenalg")
+        how = {"weights": upper.data.astype(float).tolist(), "n_iterations": -1, "seed": rng % 2**31}
+        for row, resolution in enumerate(resolutions):
+            kind = other.RBConfigurationVertexPartition
+            found[row] = other.find_partition(drawn, kind, resolution_parameter=resolution, **how).membership
+        return found
     try:
         for row, resolution in enumerate(resolutions):
             igraph.set_random_number_generator(random.Random(rng))  # noqa: S311 - no secret

@@ -86,9 +86,14 @@ class Tokenizer:
             raise ValueError(msg)
 
     @cached_property
+    def genes(self) -> np.ndarray:
+        """(M,) int64 vocabulary ids of the matrix's genes, sorted: with `zeros` the tokens of a cell after `<cls>`."""
+        return np.unique(self.column_ids[self.column_ids >= 0])
+
+    @cached_property
     def _unexpressed(self) -> np.ndarray:
-        """Sorted ids of the genes that are tokens of every cell, (n,) int64."""
-        return np.unique(self.column_ids[self.column_ids >= 0]) if self.zeros else np.empty(0, np.int64)
+        """Ids of the genes that are tokens of every cell, (n,) int64."""
+        return self.genes if self.zeros else np.empty(0, np.int64)
 
     def __call__(self, rows: csr_matrix, *, epoch: int = 0, sources: np.ndarray | None = None) -> TokenBlock:
         """Tokenise rows.

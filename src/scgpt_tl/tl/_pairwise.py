@@ -1,0 +1,140 @@
+"""Scores of pairs of genes, whatever the method: how many genes, which network, which batches, and the call."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scgpt_tl.engine.attention import attention_scores
+from scgpt_tl.engine.coexpression import spearman
+from scgpt_tl.engine.knockout import knockout_scores
+from scgpt_tl.engine.pairs import ROWS as MAP_ROWS
+from scgpt_tl.engine.predict import ROWS
+from scgpt_tl.engine.shuffle import shuffled
+from scgpt_tl.pp._blocks import open_layer
+from scgpt_tl.pp._logs import is_counts
+from scgpt_tl.tl._batches import read_batches
+from scgpt_tl.tokens.tokenize import Tokenizer
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scgpt_tl.models.model import Model
+    from scgpt_tl.tl._network import Groups, Nodes, Options
+
+logger = logging.getLogger(__name__)
+
+MOST_GENES = 5000  # that are taken without having been chosen
+_MANY_PASSES = 100_000
+
+
+def check_size(method: str, n_genes: int, n_groups: int, n_regulators: int | None, *, chosen: bool) -> None:
+    """Refuse a network of all genes that nobody chose.
+
+    Raises
+    ------
+    ValueError
+        There are more than 5,000; the message says what memory they would need.
+    """
+    if chosen or n_genes <= MOST_GENES:
+        return
+    pairs = n_genes * (n_genes if n_regulators is None else n_regulators) * n_groups
+    one_map = n_genes**2 if method != "knockout" else 0
+    gigabytes = 12 * (pairs + one_map) / 1e9  # a sum and a score a pair, scores and ranks of a map
+    msg = (
+        f"method={method!r} on all {n_genes:,} genes would need about {gigabytes:.1f} GB, and time that grows as their "
+        f"square: above {MOST_GENES:,} genes they must be chosen. Mark the most variable ones with "
+        "scgpt_tl.pp.select_genes(adata, n_genes=1200), or name them with genes="
+    )
+    raise ValueError(msg)
+
+
+def check_layer(model: Model, layer: int) -> None:
+    """Refuse a block that the network does not have.
+
+    Raises
+    ------
+    ValueError
+        It has fewer.
+    """
+    n = model.config.n_layers
+    if not -n <= layer < n:
+        msg = f"attention_layer={layer}: model {model.name!r} has {n} layers; give {-n} to {n - 1} (-1: the last)"
+        raise ValueError(msg)
+
+
+def with_shuffled_weights(model: Model, seed: int) -> Model:
+    """The control: the same numbers in another order."""
+    return replace(model, network=shuffled(model.network, seed), name=f"{model.name}-shuffled")
+
+
+def read_by_batch(
+    adata: AnnData, model: Model, batch_key: str | None, layer: str | None
+) -> tuple[Model, np.ndarray | None]:
+    """The model that knows the batches of these cells, and (n_obs,) which each is of; None: no difference is made.
+
+    Raises
+    ------
+    ValueError
+        Batches are needed and not named, or named and not needed.
+    KeyError
+        No such column.
+    """
+    if model.config.input_norm != "domain":
+        if batch_key is not None:
+            msg = f"model {model.name!r} does not normalise each batch apart: leave batch_key out"
+            raise ValueError(msg)
+        return model, None
+    if batch_key is None:
+        msg = f"model {model.name!r} normalises each batch apart: batch_key= must name the column of .obs with them"
+        raise ValueError(msg)
+    from scgpt_tl.engine.integrate import Integrator  # and with it Lightning, which costs seconds
+    from scgpt_tl.tl._apply import codes_of, with_batches
+
+    batches = read_batches(adata, batch_key)
+    integrator, new = with_batches(adata, Integrator.of(model), batches, "mean", layer)
+    if new:
+        logger.warning("batches that model %r has not learned take the mean of those that it has: %s", model.name, new)
+    return integrator.model, codes_of(batches, integrator)
+
+
+def pair_scores(
+    adata: AnnData, model: Model, nodes: Nodes, groups: Groups, options: Options, *, method: str, layer: str | None,
+    seed: int,
+) -> np.ndarray:  # fmt: skip
+    """(n_groups, M, M or R) float32, [group, target, regulator]."""
+    n_groups = len(groups.names)
+    if method == "coexpression":
+        rows, counts = open_layer(adata, layer).blocks(ROWS), is_counts(adata, layer)
+        return spearman(rows, nodes.places, groups.codes, n_groups, counts=counts, regulators=nodes.regulators)
+    model, batches = read_by_batch(adata, model, options.batch_key, layer)
+    how: dict[str, Any] = {"groups": groups.codes, "n_groups": n_groups, "compute": options.compute}
+    how |= {"total": adata.n_obs, "batches": batches, "regulators": nodes.regulators}
+    rows, tokenizer = open_layer(adata, layer).blocks(MAP_ROWS), _all_in_every_cell(model, nodes, seed)
+    if method == "attention":
+        return attention_scores(model.backbone, rows, tokenizer, layer=options.attention_layer, **how)
+    if nodes.regulators is None:
+        how["regulators"] = np.arange(len(nodes.ids))
+    passes = len(how["regulators"]) * int(groups.counts.sum())
+    if passes > _MANY_PASSES:
+        logger.warning("%s passes of the network (regulators x cells); regulators= names fewer", f"{passes:,}")
+    return knockout_scores(model.network, rows, tokenizer, effect=options.effect, **how)
+
+
+def _all_in_every_cell(model: Model, nodes: Nodes, seed: int) -> Tokenizer:
+    """Every chosen gene is a token of every cell, expressed or not."""
+    config = model.config
+    return Tokenizer(
+        nodes.column_ids,
+        model.vocab.keys,
+        config.cls_id,
+        cls_value=config.cls_value,
+        n_bins=config.n_bins,
+        spread=config.ties == "spread",
+        max_length=len(nodes.ids) + 1,
+        seed=seed,
+        zeros=True,
+    )
