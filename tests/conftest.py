@@ -177,3 +177,102 @@ def torch_threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def similar_genes() -> Callable[..., AnnData]:
+    """`similar_genes(n_programs, names=)` -> AnnData in the slots of `tl.scgpt_grn(method="embedding", groupby=)`.
+
+    Six genes a program and one gene in none; genes of a program are joined, as are first genes of programs that follow.
+    """
+
+    def make(n_programs: int = 3, *, names: str = "G{}", groups: tuple[str, ...] = ("B", "NK/x", "T")) -> AnnData:
+        import anndata as ad
+        import pandas as pd
+
+        rng, n = np.random.default_rng(0), 6 * n_programs + 1
+        program = np.append(np.repeat(np.arange(n_programs), 6), -1)
+        joined = (program[:, None] == program) & (program >= 0)
+        joined[np.arange(6, n - 1, 6), np.arange(0, n - 7, 6)] = True
+        upper = np.triu(np.where(joined | joined.T, rng.uniform(0.3, 0.9, (n, n)), 0), k=1).astype(np.float32)
+        labels = [str(i + 1) for i in range(n_programs)]
+        genes = np.array([names.format(i) for i in range(n)], dtype=object)
+        data = ad.AnnData(np.ones((len(groups), n), np.float32), var=pd.DataFrame(index=genes))
+        data.var["scgpt_program"] = pd.Categorical.from_codes(program, labels)
+        data.varm["scgpt_program"] = np.stack([np.minimum(program, 0), program], axis=1).astype(np.int32)
+        data.obsm["scgpt_program"] = rng.normal(size=(len(groups), n_programs)).astype(np.float32)
+        data.varp["scgpt_grn"] = sparse.csr_matrix(upper + upper.T)
+        tried = {"resolution": [1.0, 5.0], "n_programs": [1, n_programs], "n_genes": n - 1, "modularity": [0.2, 0.8]}
+        data.uns["scgpt_grn"] = {
+            "scgpt_tl": "tl.scgpt_grn", "method": "embedding", "params": {"model": "pbmc-mini", "context": False},
+            "groups": np.array(groups), "n_cells": np.ones(len(groups), np.int64), "control": "",
+            "regulators": np.array([], dtype=str), "genes": genes.astype(str), "resolution": 5.0,
+            "resolutions": pd.DataFrame(tried),
+            "activity": pd.DataFrame(rng.normal(size=(len(groups), n_programs)), index=list(groups), columns=labels),
+        }  # fmt: skip
+        return data
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def regulating_genes() -> Callable[..., AnnData]:
+    """`regulating_genes(n_vars, regulators=, groups=, control=)` -> AnnData in the slots of a pairwise `tl.scgpt_grn`.
+
+    The last gene was not chosen. Regulators are genes 0, 1, ...; None: all chosen genes are.
+    """
+
+    def make(
+        n_vars: int = 8, *, regulators: int | None = 2, groups: tuple[str, ...] = ("ctrl", "stim"),
+        control: str = "ctrl", names: str = "G{}", seed: int = 0,
+    ) -> AnnData:  # fmt: skip
+        import anndata as ad
+        import pandas as pd
+
+        rng, n = np.random.default_rng(seed), regulators or n_vars - 1
+        genes = np.array([names.format(i) for i in range(n_vars)], dtype=object)
+        data = ad.AnnData(np.ones((2, n_vars), np.float32), var=pd.DataFrame(index=genes))
+        weights = rng.uniform(0, 1, (n_vars, len(groups), n)).astype(np.float32)
+        weights[-1] = np.nan
+        if regulators:
+            data.varm["scgpt_grn"] = weights
+        else:
+            for number in range(len(groups)):
+                name = f"scgpt_grn_{number}" if len(groups) > 1 else "scgpt_grn"
+                data.varp[name] = sparse.csr_matrix(np.pad(weights[:-1, number], ((0, 1), (0, 1))))
+        data.uns["scgpt_grn"] = {
+            "scgpt_tl": "tl.scgpt_grn", "method": "attention", "params": {"model": "pbmc-mini"},
+            "groups": np.array(groups), "n_cells": np.full(len(groups), 5), "control": control,
+            "regulators": genes[: regulators or 0].astype(str), "genes": genes[:-1].astype(str),
+        }  # fmt: skip
+        return data
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def enrichment_table() -> Callable[..., Any]:
+    """`enrichment_table(n_programs, n_pathways, names=)` -> the table of `tl.scgpt_enrich`, in no order."""
+
+    def make(n_programs: int = 3, n_pathways: int = 6, *, names: str = "Pathway {}", seed: int = 0) -> Any:
+        import pandas as pd
+
+        rng = np.random.default_rng(seed)
+        n = n_programs * n_pathways
+        p = 10 ** -rng.uniform(0.5, 12, n)
+        table = pd.DataFrame(
+            {
+                "program": np.repeat([str(i + 1) for i in range(n_programs)], n_pathways),
+                "pathway": [names.format(i) for i in range(n_pathways)] * n_programs,
+                "overlap": rng.integers(1, 20, n),
+                "size": rng.integers(20, 300, n),
+                "n_program": rng.integers(20, 60, n),
+                "p_value": p,
+                "adjusted": np.minimum(1, p * n),
+                "odds_ratio": rng.uniform(1, 30, n),
+                "genes": "G1;G2",
+            }
+        )
+        return table.iloc[rng.permutation(n)].sort_values("program", key=lambda c: c.astype(int), kind="stable")
+
+    return make

@@ -83,6 +83,7 @@ def test_download_is_checked_by_sha256(folder, tmp_path, monkeypatch, good):
         ("pbmc_donor_a", (2896, 13939)),
         ("pbmc_sorted_ref", (2140, 8863)),
         ("kang_ctrl12k", (12261, 1287)),
+        ("kang_ifnb2000", (1941, 9015)),
         ("mixology_3protocol", (1394, 889)),
     ],
 )

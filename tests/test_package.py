@@ -105,10 +105,10 @@ def test_type_checkers_see_what_opens(path: Path):
 
 @pytest.mark.parametrize("room", [room for room in ROOMS if find_spec(f"scgpt_tl.{room}")])
 def test_nothing_is_public_by_accident(room: str):
-    """What a room's own file defines is in `__all__`; the files of pp, tl and pl are private."""
+    """What a room's own file defines is in `__all__`; the files of pp, tl, pl and get are private."""
     module = import_module(f"scgpt_tl.{room}")
     assert _own(module) <= set(_names(room))
-    if room in {"pp", "tl", "pl"}:
+    if room in {"pp", "tl", "pl", "get"}:
         assert [p.name for p in (SRC / room).glob("*.py") if not p.name.startswith("_")] == []
 
 
@@ -128,7 +128,7 @@ def test_public_functions_have_scanpy_manners(room: str, name: str):
     assert len([a for a in arguments if a.name not in manners]) <= 10
     assert [a.name for a in positional if a.default is not a.empty and a.name != "model"] == []
     assert [a.name for a in arguments if a.kind is a.KEYWORD_ONLY and a.name not in doc] == []
-    if room in {"pp", "tl", "pl"}:
+    if room in {"pp", "tl", "pl", "get"}:
         assert positional[0].name in DATA_NAMES
 
 

@@ -6,7 +6,7 @@ import argparse
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +137,7 @@ def add_build_reference(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--model", help="name or folder (default: pbmc-mini; with --append the reference's own)")
     add("--layer", help="layer with the expression (default: X)")
     add("--append", action="store_true", help="add the cells to the reference that --out holds")
-    _add_compute(add)
+    add_compute(add)
     add("--overwrite", action="store_true", help="replace the reference that --out holds")
     commands.choices["build-reference"].set_defaults(run=_build_reference)
 
@@ -148,7 +148,7 @@ def _build_reference(args: argparse.Namespace) -> None:
 
     names = ("labels_key", "batch_key", "model", "layer", "append", "overwrite", "rng")
     start = time.perf_counter()
-    tl.build_reference(data, out=args.out, **{name: getattr(args, name) for name in names}, **_compute(args))
+    tl.build_reference(data, out=args.out, **{name: getattr(args, name) for name in names}, **compute_options(args))
     print(f"{data.n_obs:,} cells in {time.perf_counter() - start:.1f} s -> {args.out}", flush=True)
 
 
@@ -165,7 +165,7 @@ def add_map(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--k", type=int, default=15, help="neighbours that vote (default: %(default)s)")
     add("--index", default="auto", help="auto, exact or approximate (default: %(default)s)")
     add("--key-added", help="name of the result (default: scgpt_mapped)")
-    _add_compute(add)
+    add_compute(add)
     add("--overwrite", action="store_true", help="replace --out, and a slot that something else wrote")
     commands.choices["map"].set_defaults(run=_map)
 
@@ -179,7 +179,7 @@ def _map(args: argparse.Namespace) -> None:
 
     names = ("labels_key", "batch_key", "model", "layer", "k", "index", "key_added", "overwrite", "rng")
     start = time.perf_counter()
-    tl.scgpt_map(query, reference, **{name: getattr(args, name) for name in names}, **_compute(args))
+    tl.scgpt_map(query, reference, **{name: getattr(args, name) for name in names}, **compute_options(args))
     key = args.key_added or SLOTS.mapped
     obsm, more = [args.key_added or SLOTS.embedding, f"{key}_neighbors"], {}
     if args.key_added is None:
@@ -189,7 +189,7 @@ def _map(args: argparse.Namespace) -> None:
     print(f"{query.n_obs:,} cells{said} in {time.perf_counter() - start:.1f} s -> {args.out}", flush=True)
 
 
-def _add_compute(add: Any) -> None:
+def add_compute(add: Any) -> None:
     """Where to compute, and the seed."""
     add("--max-memory", help="memory to stay within, e.g. 4GB")
     add("--device", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
@@ -197,7 +197,8 @@ def _add_compute(add: Any) -> None:
     add("--rng", type=int, default=0, help="seed (default: %(default)s)")
 
 
-def _compute(args: argparse.Namespace) -> dict[str, Any]:
+def compute_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Those that were given."""
     names = ("max_memory", "device", "dtype")
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
@@ -251,8 +252,13 @@ def check_out(out: Path, source: Path, *, overwrite: bool) -> None:
     check_target(out, n_bytes=need, overwrite=overwrite)
 
 
-def write_slots(adata: AnnData, source: Path, target: Path, **keys: Any) -> None:
-    """Write a copy of the input with `.obs` and the slots named (`obsm=[...]`, `uns=[...]`) as they are in `adata`."""
+def write_slots(
+    adata: AnnData, source: Path, target: Path, *, frames: Sequence[str] = ("obs",), **keys: Sequence[str]
+) -> None:
+    """Write a copy of the input with `frames` and the slots named (`obsm=[...]`, `uns=[...]`) as they are in `adata`.
+
+    What is no longer in `adata` is in the copy no more.
+    """
     with replacing(target) as beside:
         if not adata.isbacked:  # opened from zarr
             adata.write_h5ad(beside)
@@ -262,10 +268,13 @@ def write_slots(adata: AnnData, source: Path, target: Path, **keys: Any) -> None
 
         shutil.copyfile(source, beside)  # nothing else of the input passes through memory
         with h5py.File(beside, "r+") as file:
-            ad.io.write_elem(file, "obs", adata.obs)
+            for frame in frames:
+                ad.io.write_elem(file, frame, getattr(adata, frame))
             for group, names in keys.items():
                 if group not in file:
                     ad.io.write_elem(file, group, {})
                 held: Mapping[str, Any] = getattr(adata, group)
+                for name in set(file[group]) - set(held):
+                    del file[group][name]
                 for name in names:
                     ad.io.write_elem(file[group], name, held[name])

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scgpt_tl import __version__
+from scgpt_tl._cli_grn import add_grn
 from scgpt_tl._cli_tasks import add_annotate, add_build_reference, add_integrate, add_map, open_data
 from scgpt_tl._cli_train import add_finetune, add_pretrain, rank
 from scgpt_tl._files import check_target, replacing
@@ -97,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     add_integrate(commands, common)
     add_build_reference(commands, common)
     add_map(commands, common)
+    add_grn(commands, common)
     for command in commands.choices.values():
         command.set_defaults(parser=command)
     return parser

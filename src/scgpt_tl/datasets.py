@@ -22,6 +22,7 @@ __all__ = [
     "Entry",
     "census",
     "kang_ctrl12k",
+    "kang_ifnb2000",
     "load",
     "locate",
     "mixology_3protocol",
@@ -55,6 +56,9 @@ REGISTRY: dict[str, Entry] = {
     ),
     "kang_ctrl12k": Entry(
         "kang_ctrl12k/kang_ctrl12k.h5ad", "Kang et al. 2018, doi:10.1038/nbt.4042, GEO accession GSE96583"
+    ),
+    "kang_ifnb2000": Entry(
+        "kang_ifnb2000/kang_ifnb2000.h5ad", "Kang et al. 2018, doi:10.1038/nbt.4042, GEO accession GSE96583"
     ),
     "mixology_3protocol": Entry(
         "mixology_3protocol/mixology_3protocol.h5ad",
@@ -102,6 +106,11 @@ def pbmc_sorted_ref() -> AnnData:
 def kang_ctrl12k() -> AnnData:
     """12,261 PBMCs x 1,287 genes of 8 lupus patients, counts; `.obs`: cell_type (8, the authors'), donor."""
     return load("kang_ctrl12k")
+
+
+def kang_ifnb2000() -> AnnData:
+    """1,941 PBMCs x 9,015 genes of that study, counts; `.obs["condition"]`: ctrl, or stim by interferon-beta."""
+    return load("kang_ifnb2000")
 
 
 def mixology_3protocol() -> AnnData:

@@ -23,6 +23,9 @@ FRAME = "#E69F00"
 #: Shares from none (white) to all (dark blue): lightness falls all the way, so it reads in print and in any vision.
 SHARES = LinearSegmentedColormap.from_list("scgpt_shares", ["#FFFFFF", "#A9D4EF", "#3A94CC", "#0B5A94", "#062A4A"])
 
+#: From what falls (orange) by nothing (white) to what rises (blue): told apart with any colour vision.
+CHANGES = LinearSegmentedColormap.from_list("scgpt_changes", ["#7A2E00", "#E08A4A", "#FFFFFF", "#5AA3D6", "#0B4374"])
+
 
 def one_axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
     """`ax`, or that of a new figure of `size` inches that leaves room for its labels."""

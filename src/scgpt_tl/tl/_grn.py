@@ -81,7 +81,7 @@ def scgpt_grn(  # noqa: PLR0913 (each is a choice of its own; options of a metho
           number of genes; averaged over heads, then over the cells of each group.
         - "knockout": a regulator is set to zero in the cells that express it; how far each gene's prediction, or
           embedding, moves.
-        - "coexpression": |Spearman| of log-normalised values, the control.
+        - "coexpression": absolute Spearman correlation of log-normalised values, the control.
     model
         Name, folder (of this package or the published one) or `Model`; also what `tl.scgpt_integrate` or
         `tl.scgpt_annotate` has made, the preprint's fine-tuned setting. "coexpression" takes only its vocabulary.
