@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from scgpt_tl._cli_tasks import add_compute, check_out, compute_options, open_data, write_slots
 from scgpt_tl._files import check_target
-from scgpt_tl._slots import SLOTS
+from scgpt_tl._slots import SLOTS, program_key
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -174,7 +174,5 @@ def _lines(path: Path) -> list[str]:
 
 def _written(adata: AnnData, key: str) -> dict[str, list[str]]:
     """Slot -> names of this result."""
-    from scgpt_tl.get._programs import program_slot
-
-    own = {key, program_slot(key), *(f"{key}_{number}" for number in range(len(adata.uns[key]["groups"])))}
+    own = {key, program_key(key), *(f"{key}_{number}" for number in range(len(adata.uns[key]["groups"])))}
     return {slot: [name for name in getattr(adata, slot) if name in own] for slot in ("obsm", "varm", "varp", "uns")}

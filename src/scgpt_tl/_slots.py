@@ -42,6 +42,12 @@ class Slots:
 
 SLOTS = Slots()
 
+
+def program_key(network: str = SLOTS.network) -> str:
+    """Where the programs of a network are, in `.var`, `.varm` and `.obsm`."""
+    return SLOTS.program if network == SLOTS.network else f"{network}_program"
+
+
 #: Key -> the call that writes it, for errors about what is missing.
 MAKERS = {
     SLOTS.embedding: "scgpt_tl.tl.scgpt_embed(adata)",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scgpt_tl._slots import MAKERS, SLOTS
+from scgpt_tl._slots import MAKERS, SLOTS, program_key
 from scgpt_tl.get._network import network, pairs
 
 if TYPE_CHECKING:
@@ -57,14 +57,9 @@ def programs_df(adata: AnnData, *, key: str = SLOTS.network, resolution: float |
     return table.sort_values(["program", "strength", "gene"], ascending=[True, False, True], ignore_index=True)
 
 
-def program_slot(key: str) -> str:
-    """Where the programs of a network lie."""
-    return SLOTS.program if key == SLOTS.network else f"{key}_program"
-
-
 def _codes(adata: AnnData, key: str, resolution: float | None) -> np.ndarray:
     """Program of each gene from 0, -1 for none: `(n_vars,)`."""
-    run, slot = network(adata, key), program_slot(key)
+    run, slot = network(adata, key), program_key(key)
     if str(run["method"]) != "embedding":
         msg = f"{key!r} was made by method={run['method']!r}, which finds no programs: "
         msg += f"{MAKERS[SLOTS.network].removesuffix(')')}, method='embedding') does"

@@ -13,7 +13,17 @@ import numpy as np
 
 import scgpt_tl
 from scgpt_tl._compat import need
-from scgpt_tl._slots import MAKERS, OWNER, SLOTS, check_anndata, copied, is_ours, refuse_backed_view, refuse_foreign
+from scgpt_tl._slots import (
+    MAKERS,
+    OWNER,
+    SLOTS,
+    check_anndata,
+    copied,
+    is_ours,
+    program_key,
+    refuse_backed_view,
+    refuse_foreign,
+)
 from scgpt_tl.genes.match import KNOWN_COLUMNS
 from scgpt_tl.tl._gene_sets import check_names, gene_sets_of
 from scgpt_tl.tl._over_representation import Correction, PathwayTest, over_representation
@@ -136,11 +146,6 @@ def scgpt_enrich(  # noqa: PLR0913 (each is a choice of its own)
         adata = copied(adata)
     adata.uns[at] = {OWNER: _MAKER, "params": params, "table": table}
     return adata if copy else None
-
-
-def program_key(key: str) -> str:
-    """Where the programs of a network are in `.var`."""
-    return SLOTS.program if key == SLOTS.network else f"{key}_program"
 
 
 def spelling(adata: AnnData, gene_symbols: str | None) -> dict[str, str]:

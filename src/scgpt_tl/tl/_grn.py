@@ -19,6 +19,7 @@ from scgpt_tl._slots import (
     check_anndata,
     copied,
     is_ours,
+    program_key,
     refuse_backed_view,
     refuse_embed_s,
     refuse_foreign,
@@ -252,7 +253,8 @@ class _Keys:
     @classmethod
     def of(cls, key_added: str | None) -> _Keys:
         """The default keys, or those made of one name."""
-        return cls(SLOTS.network, SLOTS.program) if key_added is None else cls(key_added, f"{key_added}_program")
+        network = SLOTS.network if key_added is None else key_added
+        return cls(network, program_key(network))
 
     def places(self, method: str, n_groups: int, *, with_regulators: bool) -> dict[str, tuple[str, ...]]:
         """By slot."""
