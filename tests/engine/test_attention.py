@@ -149,6 +149,15 @@ def test_low_precision_is_near_and_ranks_stay_exact(model, rows, tokenizer):
     np.testing.assert_allclose(found[0].mean(), (M + 1) / (2 * M), atol=1e-6)  # of all ranks of a column
 
 
+@pytest.mark.gpu
+def test_a_gpu_ranks_alike(model, rows, tokenizer):
+    here = run(model.backbone, rows, tokenizer)
+    for dtype, atol in (("float32", 0.02), ("bfloat16", 0.2)):  # a near tie may fall the other way
+        there = run(model.backbone, rows, tokenizer, compute=Compute(device="cuda", dtype=dtype, progress=False))
+        np.testing.assert_allclose(there, here, atol=atol)
+        assert next(model.backbone.parameters()).device.type == "cpu"
+
+
 def test_each_cell_is_normalised_by_its_own_batch(model, rows, tokenizer):
     config = replace(model.config, input_norm="domain", n_batches=3)
     network = Network(config).eval()

@@ -134,6 +134,14 @@ def test_each_cell_is_run_with_its_own_batch(model, rows, tokenizer):
         run(network, rows, tokenizer)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("effect", ["prediction", "embedding"])
+def test_a_gpu_moves_alike(model, rows, tokenizer, effect: str):
+    here = run(model.network, rows, tokenizer, effect=effect)
+    there = run(model.network, rows, tokenizer, effect=effect, compute=Compute(device="cuda", progress=False))
+    np.testing.assert_allclose(there, here, atol=1e-4, rtol=1e-2)
+
+
 def test_auto_is_never_half_precision(model, rows, tokenizer, monkeypatch):
     monkeypatch.setattr(Compute, "torch_dtype", lambda self, device: seen.append(self.dtype) or torch.float32)
     seen: list[str] = []
