@@ -12,7 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
+import anndata as ad
+import numpy as np
 import pytest
+import scanpy as sc
 
 import scgpt_tl
 from scgpt_tl._lazy import attach
@@ -167,3 +170,10 @@ def test_a_function_may_not_hide_behind_its_own_file():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'scgpt_tl' has no attribute 'nonsense'"):
         _get("", "nonsense")
+
+
+def test_scanpy_reads_the_neighbours_of_the_installed_pynndescent():
+    """What scanpy takes above 8,192 cells, here on few: pynndescent 0.7 gives arrays that scanpy 1.11 cannot read."""
+    adata = ad.AnnData(np.random.default_rng(0).standard_normal((60, 5)))
+    sc.pp.neighbors(adata, use_rep="X", n_neighbors=5, transformer="pynndescent")
+    assert adata.obsp["connectivities"].nnz
