@@ -115,6 +115,25 @@ def test_marked_genes_are_left_to_the_function(files, tmp_path, asked):
     assert asked["genes"] is None
 
 
+@pytest.mark.parametrize("method", ["coexpression", "attention"])
+def test_all_genes_are_no_choice(files, tmp_path, monkeypatch, capsys, method):
+    """What refuses too many genes that nobody chose hears of it, marked or not."""
+    monkeypatch.setattr("scgpt_tl.tl._pairwise.MOST_GENES", 20)
+    cells = ad.read_h5ad(files["cells.h5ad"])
+    cells.var.insert(0, "highly_variable", np.arange(50) < 9)
+    cells.write_h5ad(tmp_path / "marked.h5ad")
+    for source in (files["cells.h5ad"], tmp_path / "marked.h5ad"):
+        given = ["grn", str(source), "--model", str(files["base"]), "-o", str(tmp_path / "out.h5ad"), "--n-genes", "0"]
+        assert cli.main([*given, "--method", method]) == 1
+        assert "50 genes" in capsys.readouterr().err
+    monkeypatch.setattr("scgpt_tl.tl._pairwise.MOST_GENES", 50)
+    assert cli.main([*given, "--method", "coexpression"]) == 0
+    found = ad.read_h5ad(tmp_path / "out.h5ad")
+    assert len(found.uns["scgpt_grn"]["genes"]) == 50
+    assert list(found.var) == list(cells.var)
+    assert found.var["highly_variable"].sum() == 9
+
+
 @pytest.mark.parametrize(
     ("out", "more", "said"),
     [

@@ -20,6 +20,18 @@ def test_what_another_wrote_is_refused():
     refuse_foreign(adata, {"obsm": ["k"], "uns": ["k"]}, overwrite=False, **OPTIONS)
 
 
+def test_of_an_earlier_run_only_what_it_wrote_may_go():
+    adata = SimpleNamespace(uns={"k": {OWNER: "tl.f"}}, obsm={"k": 1}, varm={"k": 1})
+    places = {"obsm": ["k"], "varm": ["k"], "uns": ["k"]}
+    refuse_foreign(adata, places, overwrite=False, earlier=places, **OPTIONS)
+    with pytest.raises(ValueError, match=r"^\.obsm\['k'\] was not written by tl\.f"):
+        refuse_foreign(adata, places, overwrite=False, earlier={"varm": ["k"], "uns": ["k"]}, **OPTIONS)
+    refuse_foreign(adata, places, overwrite=True, earlier={"uns": ["k"]}, **OPTIONS)
+    adata.uns.clear()
+    with pytest.raises(ValueError, match=r"\.obsm\['k'\] and \.varm\['k'\] was not"):
+        refuse_foreign(adata, places, overwrite=False, earlier=places, **OPTIONS)
+
+
 @pytest.mark.parametrize("name", ["", "a/b"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_name_that_a_file_cannot_keep_is_refused(name, overwrite):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,10 +79,11 @@ def _grn(args: argparse.Namespace) -> None:
 
     logging.getLogger("scgpt_tl").setLevel(logging.INFO)
     start = time.perf_counter()
-    tl.scgpt_grn(
-        adata, method=args.method, model=args.model, genes=_genes(adata, args), rng=args.rng, overwrite=args.overwrite,
-        **_options(args),
-    )  # fmt: skip
+    with _unmarked(adata) if args.n_genes == 0 else nullcontext():
+        tl.scgpt_grn(
+            adata, method=args.method, model=args.model, genes=_genes(adata, args), rng=args.rng,
+            overwrite=args.overwrite, **_options(args),
+        )  # fmt: skip
     key = args.key_added or SLOTS.network
     write_slots(adata, args.input, args.out, frames=("obs", "var"), **_written(adata, key))
     if args.edges is not None:
@@ -145,10 +148,8 @@ def _genes(adata: AnnData, args: argparse.Namespace) -> list[str] | None:
         return _lines(args.genes_file)
     marked = "highly_variable" in adata.var
     n_genes = args.n_genes if args.n_genes is not None else None if marked else _GENES
-    if n_genes is None:
+    if not n_genes:  # all is no choice either: the function refuses more than it can hold
         return None
-    if n_genes == 0:
-        return list(adata.var_names)
     from scgpt_tl import pp
 
     before, hvg = adata.var.copy(), adata.uns.get("hvg")
@@ -160,6 +161,19 @@ def _genes(adata: AnnData, args: argparse.Namespace) -> list[str] | None:
     else:
         adata.uns["hvg"] = hvg
     return chosen
+
+
+@contextmanager
+def _unmarked(adata: AnnData) -> Iterator[None]:
+    """Without the marks of variable genes, which the function would take for a choice."""
+    columns, marks = list(adata.var), adata.var.get("highly_variable")
+    adata.var = adata.var.drop(columns="highly_variable", errors="ignore")
+    try:
+        yield
+    finally:
+        if marks is not None:
+            added = [name for name in adata.var if name not in columns]
+            adata.var = adata.var.assign(highly_variable=marks)[columns + added]
 
 
 def _lines(path: Path) -> list[str]:

@@ -90,8 +90,9 @@ def is_ours(adata: Any, *, key: str, maker: str) -> bool:
 
 
 def refuse_foreign(
-    adata: Any, places: Mapping[str, Iterable[str]], *, key: str, maker: str, overwrite: bool, argument: str | None
-) -> None:
+    adata: Any, places: Mapping[str, Iterable[str]], *, key: str, maker: str, overwrite: bool, argument: str | None,
+    earlier: Mapping[str, Iterable[str]] | None = None,
+) -> None:  # fmt: skip
     """Let a function write over its own results only.
 
     Parameters
@@ -108,6 +109,8 @@ def refuse_foreign(
         The user lets the rest go.
     argument
         The argument that names another key, where there is one.
+    earlier
+        What the run under this key has written, where runs differ in that; None: all of `places`.
 
     Raises
     ------
@@ -122,9 +125,15 @@ def refuse_foreign(
                     f"folders there; give another {argument or 'name'}"
                 )
                 raise ValueError(msg)
-    if overwrite or is_ours(adata, key=key, maker=maker):
+    if overwrite:
         return
-    taken = [f".{slot}[{name!r}]" for slot, names in places.items() for name in names if name in getattr(adata, slot)]
+    own = (places if earlier is None else earlier) if is_ours(adata, key=key, maker=maker) else {}
+    taken = [
+        f".{slot}[{name!r}]"
+        for slot, names in places.items()
+        for name in names
+        if name in getattr(adata, slot) and name not in own.get(slot, ())
+    ]
     if taken:
         mend = f"give another {argument}" if argument else "rename it"
         msg = f"{' and '.join(taken)} was not written by {maker}: {mend}, or overwrite=True if it may go"

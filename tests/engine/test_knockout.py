@@ -59,7 +59,7 @@ def run(
         "effect": "prediction",
     } | options
     blocks = ((start, rows[start : start + block]) for start in range(0, rows.shape[0], block))
-    return knockout_scores(network, blocks, tokenizer, total=rows.shape[0], **options)
+    return knockout_scores(network, blocks, tokenizer, total=rows.shape[0], **options)[0]
 
 
 @torch.no_grad()
@@ -106,6 +106,16 @@ def test_scores_are_those_of_cells_and_genes_one_by_one(model, rows, tokenizer, 
     assert np.isnan(found[1]).all()
     assert np.isnan(found[2, :, 1]).all()
     assert np.isfinite(found[0]).all()
+
+
+def test_the_cells_that_express_a_regulator_are_counted(model, rows, tokenizer):
+    blocks = ((start, rows[start : start + 4]) for start in range(0, N, 4))
+    how = {"groups": GROUPS, "n_groups": 3, "regulators": CHOSEN, "effect": "embedding", "compute": QUIET}
+    _, found = knockout_scores(model.network, blocks, tokenizer, total=N, **how)
+    columns = np.argsort(tokenizer.column_ids)[CHOSEN]
+    expressed = rows.toarray()[:, columns] > 0
+    np.testing.assert_array_equal(found, [expressed[group == GROUPS].sum(axis=0) for group in range(3)])
+    assert found.dtype == np.int64
 
 
 def test_a_change_near_nothing_keeps_its_digits(model, rows, tokenizer):

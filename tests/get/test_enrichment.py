@@ -38,6 +38,17 @@ def test_lists_keep_their_names_and_order(enriched):
     assert get.enrichment_df(enriched)["program"].cat.categories.tolist() == ["up", "down"]
 
 
+def test_a_list_that_shares_no_gene_is_an_empty_table(enriched):
+    held = enriched.uns["scgpt_enrichment"]
+    held["params"]["tested"] = np.array([*map(str, range(1, 13))])
+    assert get.enrichment_df(enriched, program=12).empty
+    assert get.enrichment_df(enriched)["program"].cat.categories.tolist() == [str(i) for i in range(1, 13)]
+    held["table"] = held["table"].iloc[:0]
+    assert get.enrichment_df(enriched, program="3").empty
+    with pytest.raises(KeyError, match="no program '13'; there are 1, 2"):
+        get.enrichment_df(enriched, program=13)
+
+
 def test_it_survives_h5ad_and_is_a_copy(enriched, tmp_path):
     enriched.write_h5ad(tmp_path / "a.h5ad")
     before = enriched.uns["scgpt_enrichment"]["table"].copy()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -150,7 +152,7 @@ def test_missing_results_name_their_makers(similar_genes, regulating_genes):
 
 def test_what_is_not_there_is_refused(similar_genes, regulating_genes, monkeypatch):
     adata = regulating_genes()
-    with pytest.raises(KeyError, match=r"no regulator STAT1, G11 \(did you mean G1\?\); it was made with 2"):
+    with pytest.raises(KeyError, match=r"no regulator STAT1, G11 \(did you mean G1\?\); it was made with 2: G0, G1"):
         get.grn_df(adata, regulators=["G0", "STAT1", "G11"])
     with pytest.raises(KeyError, match="no group 'stimm'; did you mean 'stim'"):
         get.grn_df(adata, group="stimm")
@@ -162,14 +164,15 @@ def test_what_is_not_there_is_refused(similar_genes, regulating_genes, monkeypat
         get.grn_df(adata, group="stim", setting="control")
     with pytest.raises(ValueError, match=r"without a control.*control=\.\.\."):
         get.grn_df(regulating_genes(control=""), setting="difference")
-    with pytest.raises(ValueError, match="n_top is 0"):
-        get.grn_df(adata, n_top=0)
+    for n_top in (0, 1.5, "3"):
+        with pytest.raises(ValueError, match=f"n_top is {n_top!r}; a whole number"):
+            get.grn_df(adata, n_top=n_top)
     with pytest.raises(ValueError, match=r"one network of gene embeddings, of 'all'.*setting 'control'.*attention"):
         get.grn_df(similar_genes(), setting="control")
     with pytest.raises(ValueError, match=r"without a group 'B'.*context=GROUP"):
         get.grn_df(similar_genes(), group="B")
     monkeypatch.setattr("scgpt_tl.get._grn._MOST_ROWS", 10)
-    with pytest.raises(ValueError, match=r"table of 28 rows: give regulators=, n_top="):
+    with pytest.raises(ValueError, match=r"table of 28 rows, and 10 are the most: give regulators=, n_top= or group="):
         get.grn_df(adata)
 
 
@@ -185,3 +188,104 @@ def test_a_dense_network_reads_alike(regulating_genes):
     for name in list(adata.varp):
         adata.varp[name] = sparse.csr_matrix(adata.varp[name]).toarray()
     pd.testing.assert_frame_equal(get.grn_df(adata), expected)
+
+
+def test_the_size_of_what_was_asked_for_is_counted(regulating_genes, monkeypatch):
+    adata = regulating_genes()  # 2 groups, 2 regulators, 7 targets
+    monkeypatch.setattr("scgpt_tl.get._grn._MOST_ROWS", 14)
+    assert len(get.grn_df(adata, group="stim")) == 12
+    assert len(get.grn_df(adata, setting="control")) == 12
+    assert len(get.grn_df(adata, n_top=3)) == 12
+    monkeypatch.setattr("scgpt_tl.get._grn._MOST_ROWS", 13)
+    with pytest.raises(ValueError, match=r"table of 14 rows, .* give fewer regulators= or a lower n_top=$"):
+        get.grn_df(adata, group="stim", n_top=100)
+
+
+@pytest.mark.parametrize("regulators", [2, None])
+@pytest.mark.parametrize("twin", ["G2", "G0"])
+def test_a_second_column_of_a_name_is_no_gene(regulating_genes, regulators, twin):
+    """Scores lie at one column of a gene, before the other or behind it."""
+    adata = regulating_genes(8, regulators=regulators)
+    expected = get.grn_df(adata)
+    names = [*adata.var_names[:-1], twin]  # of the one that was not chosen
+    for order in (np.arange(8), np.arange(8)[::-1]):
+        mixed = adata[:, order].copy()
+        mixed.var_names = np.array(names)[order]
+        pd.testing.assert_frame_equal(get.grn_df(mixed), expected)
+        one = get.grn_df(mixed, regulators="G0")
+        pd.testing.assert_frame_equal(one, expected[expected["source"] == "G0"].reset_index(drop=True))
+
+
+def test_rows_do_not_follow_the_order_of_genes(regulating_genes):
+    adata = regulating_genes(12, regulators=None, control="", names="G{:02}")
+    expected = get.grn_df(adata, n_top=4)
+    order = np.random.default_rng(3).permutation(12)
+    pd.testing.assert_frame_equal(get.grn_df(adata[:, order].copy(), n_top=4), expected)
+    assert expected[expected["group"] == "stim"]["source"].is_monotonic_increasing
+
+
+@pytest.mark.parametrize("regulators", [2, None])
+def test_variables_that_were_renamed(regulating_genes, regulators, caplog):
+    adata = regulating_genes(8, regulators=regulators)
+    adata.var_names = [f"ENSG{i}" for i in range(8)]
+    with pytest.raises(KeyError, match=r"7 of the 7 genes of 'scgpt_grn' are not in .*\(G0, G1.*scgpt_grn again, or"):
+        get.grn_df(adata)
+    adata.var_names = ["G0", *adata.var_names[1:]]
+    with caplog.at_level(logging.WARNING):
+        get.grn_df(adata)
+    assert "6 of the 7 genes of 'scgpt_grn' are not in adata.var_names (G1, " in caplog.text
+
+
+def test_similar_genes_that_were_renamed(similar_genes):
+    adata = similar_genes()
+    expected = get.grn_df(adata)
+    adata.var_names = [f"X{i}" for i in range(adata.n_vars)]
+    assert get.grn_df(adata)["weight"].tolist() == expected["weight"].tolist()  # pairs lie by column
+    with pytest.raises(KeyError, match="19 of the 19 genes"):
+        get.grn_df(adata, regulators="G0")
+
+
+def test_groups_that_are_numbers(regulating_genes, similar_genes):
+    adata = regulating_genes(groups=("1", "2", "3"), control="1")
+    for asked in (2, np.int64(2), "2"):
+        pd.testing.assert_frame_equal(get.grn_df(adata, group=asked), get.grn_df(adata, group="2"))
+        assert set(get.grn_df(adata, group=asked, setting="difference")["group"]) == {"2"}
+    with pytest.raises(ValueError, match="group '1' has no 'perturbed' setting"):
+        get.grn_df(adata, group=1, setting="perturbed")
+    adata = similar_genes()
+    adata.uns["scgpt_grn"]["params"]["context"] = "2"
+    assert set(get.grn_df(adata, group=2)["group"]) == {"2"}
+
+
+@pytest.mark.parametrize("regulators", [2, None])
+def test_genes_by_the_names_of_the_model(regulating_genes, regulators):
+    adata = regulating_genes(8, regulators=regulators, names="ENSG{}")
+    run = adata.uns["scgpt_grn"]
+    run["gene_symbols"] = np.array([f"S{i}" for i in range(7)])
+    run["regulator_symbols"] = run["gene_symbols"][: regulators or 0]
+    expected = get.grn_df(adata, regulators=["ENSG1", "ENSG0"])
+    pd.testing.assert_frame_equal(get.grn_df(adata, regulators=["S1", "ENSG0", "ENSG1", "S0"]), expected)
+    with pytest.raises(KeyError, match=r"no regulator S11 \(did you mean S1\?\); .*: ENSG0 \(S0\), ENSG1 \(S1\)"):
+        get.grn_df(adata, regulators="S11")
+
+
+def test_similar_genes_by_the_names_of_the_model(similar_genes):
+    adata = similar_genes(names="ENSG{}")
+    adata.uns["scgpt_grn"]["gene_symbols"] = np.array([f"S{i}" for i in range(19)])
+    expected = get.grn_df(adata, regulators="ENSG3")
+    assert len(expected)
+    pd.testing.assert_frame_equal(get.grn_df(adata, regulators="S3"), expected)
+
+
+def test_duplicate_names_through_the_function(toy_cells, tiny_genes, tiny):
+    from scgpt_tl import tl
+
+    data = toy_cells(40, 12)
+    names = tiny_genes[:12]
+    names[1] = names[0]
+    data.var_names = names
+    tl.scgpt_grn(data, method="coexpression", model=tiny, genes=names[:10])
+    table = get.grn_df(data)
+    assert len(table) == 9 * 8
+    assert not table.duplicated(["source", "target"]).any()
+    assert len(get.grn_df(data, regulators=names[0])) == 8

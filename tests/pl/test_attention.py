@@ -82,3 +82,10 @@ def test_bad_input(regulating_genes, similar_genes):
     adata.varm["scgpt_grn"][:] = np.nan
     with pytest.raises(ValueError, match="no score of G0, G1"):
         pl.attention(adata)
+
+
+def test_regulators_by_the_names_of_the_model(regulating_genes):
+    adata = regulating_genes(8, regulators=2, names="ENSG{}")
+    adata.uns["scgpt_grn"]["regulator_symbols"] = np.array(["S0", "S1"])
+    panels = pl.attention(adata, regulators=["S1", "ENSG0", "ENSG1"])
+    assert ticks(panels[0].yaxis) == ["ENSG1", "ENSG0"]

@@ -58,6 +58,25 @@ def test_numpys_global_stream_is_left_alone(cells: ad.AnnData):
     np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
 
 
+@pytest.mark.parametrize("kind", ["counts", "logs"])
+def test_columns_of_one_gene_are_one(cells: ad.AnnData, kind: str):
+    """Part of a gene's values in a column that stands elsewhere: summed before the logarithm, one control among 400."""
+    x = cells.X.toarray().astype(np.float64) * (1 if kind == "counts" else 1.5)
+    part = np.floor(x[:, [3, 77]] * 0.7)
+    more = np.concatenate([part[:, :1], x, part[:, 1:]], axis=1)
+    more[:, [4, 78]] -= part
+    several = ad.AnnData(sparse.csr_matrix(more))
+    several.var_names = ["A", *cells.var_names, "Z"]
+    stands = np.arange(402)
+    stands[[0, 401]] = 4, 78
+    whole = ad.AnnData(sparse.csr_matrix(x), var=cells.var)
+    expected = activity(whole, PROGRAMS, layer=None, seed=0)
+    moved = [genes + 1 for genes in PROGRAMS]
+    found = activity(several, moved, layer=None, seed=0, stands=stands)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.abs(activity(several, moved, layer=None, seed=0) - expected).max() > 0.05
+
+
 def test_a_program_of_nearly_all_genes(cells: ad.AnnData):
     few = cells[:, :6].copy()
     found = activity(few, [np.arange(5), np.arange(6)], layer=None, seed=0)

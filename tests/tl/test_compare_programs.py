@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,8 +14,10 @@ from hypothesis import strategies as st
 from scipy import sparse, stats
 
 from scgpt_tl import models, pp, tl
+from scgpt_tl.pp._genes import genes_of
 from scgpt_tl.tl import _compare_programs
 from scgpt_tl.tl._compare_programs import ProgramComparison, compare_programs, correlated
+from scgpt_tl.tl._network import nodes_of
 from scgpt_tl.tl._over_representation import PathwayTest
 
 
@@ -151,11 +155,74 @@ def test_genes_that_do_not_vary_or_that_the_model_does_not_know_are_left_out(cel
     assert compare_programs(data, gene_sets=sets, model=tiny, resolutions=[1]).params["n_genes"] == 28
 
 
-def test_no_program_at_all_is_a_row_of_zeros(cells, sets, tiny):
-    found = compare_programs(cells, gene_sets=sets, model=tiny, resolutions=[1], n_neighbors=8, min_genes=51)
-    assert (found.table[["n_programs", "n_genes", "n_pathways"]] == 0).all(axis=None)
-    assert found.pathways.empty
-    assert found.found(1) == dict.fromkeys(("embedding", "coexpression", "random"), frozenset())
+def test_a_resolution_without_programs_is_a_row_of_zeros(cells, sets, tiny):
+    found = compare_programs(cells, gene_sets=sets, model=tiny, resolutions=[0.01, 30], n_neighbors=8, min_genes=20)
+    fine = found.table[found.table["resolution"] == 30]
+    assert (fine[["n_programs", "n_genes", "n_pathways"]] == 0).all(axis=None)
+    assert (found.table[found.table["resolution"] == 0.01]["n_programs"] > 0).all()
+    assert found.found(30) == dict.fromkeys(("embedding", "coexpression", "random"), frozenset())
+
+
+def test_no_program_at_all(cells, sets, tiny):
+    given = {"gene_sets": sets, "model": tiny, "n_neighbors": 8}
+    with pytest.raises(ValueError, match=r"no program of min_genes=51 genes or more by .*; 50 genes are too few"):
+        compare_programs(cells, **given, resolutions=[1], min_genes=51)
+    with pytest.raises(ValueError, match=r"resolutions=30, 60: no program .* by embedding and coexpression;") as error:
+        compare_programs(cells, **given, resolutions=[30, 60], min_genes=20)
+    named = re.search(r"at resolutions=([\d.]+) \(embedding\) and ([\d.]+) \(coexpression\)", str(error.value))
+    lower = min(map(float, named.groups()))
+    assert (compare_programs(cells, **given, resolutions=[lower], min_genes=20).table["n_programs"] > 0).all()
+
+
+def test_a_method_without_programs_is_told(cells, sets, tiny, monkeypatch, caplog):
+    real = _compare_programs.programs
+
+    def fake(graph, levels, **how):
+        codes, modularities = real(graph, levels, **how)
+        return (codes if graph is first[0] else np.full_like(codes, -1)), modularities
+
+    first, make = [], _compare_programs.gene_graph
+
+    def graph_of(*given):
+        first.append(make(*given)[1])
+        return None, first[-1]
+
+    monkeypatch.setattr(_compare_programs, "gene_graph", graph_of)
+    monkeypatch.setattr(_compare_programs, "programs", fake)
+    compare_programs(cells, gene_sets=sets, model=tiny, resolutions=[1], n_neighbors=8)
+    assert "resolutions=1: no program of min_genes=5 genes or more by coexpression; " in caplog.text
+
+
+def test_columns_of_one_gene_are_summed(cells, sets, tiny, monkeypatch):
+    """Counts of a gene that lie in two columns are those of one."""
+    dense = cells.X.toarray()
+    half = np.floor(dense[:, [0]] / 2)
+    split = np.hstack([dense[:, [0]] - half, dense[:, 1:], half])
+    var = pd.DataFrame(index=[f"E{i}" for i in range(51)])
+    var["gene_name"] = [*cells.var_names, cells.var_names[0]]
+    apart = ad.AnnData(sparse.csr_matrix(split), obs=cells.obs, var=var)
+    given = {"model": tiny, "resolutions": [1], "n_neighbors": 8}
+    seen = []
+    monkeypatch.setattr(_compare_programs, "correlated", lambda values: seen.append(values) or correlated(values))
+    found = compare_programs(apart, gene_sets=sets, gene_symbols="gene_name", **given)
+    expected = compare_programs(cells, gene_sets=sets, **given)
+    assert found.params["n_genes"] == 50
+    np.testing.assert_allclose(seen[0].toarray(), seen[1].toarray())
+    pd.testing.assert_frame_equal(found.table, expected.table)
+    pd.testing.assert_frame_equal(found.pathways, expected.pathways)
+
+
+def test_values_of_twice_a_gene(cells, tiny):
+    match = genes_of(cells, models.load_model(tiny).vocab)
+    nodes = nodes_of(cells, match, genes=None, regulators=None)[0]
+    twin = nodes.columns[1]
+    column_ids = np.where(np.arange(50) == nodes.columns[0], match.ids[twin], nodes.column_ids)
+    folded = replace(nodes, ids=nodes.ids[1:], columns=nodes.columns[1:], column_ids=column_ids)
+    rows, values = _compare_programs._varying(cells, folded, None)
+    dense = cells.X.toarray().astype(float)
+    both = dense[:, twin] + dense[:, nodes.columns[0]]
+    assert rows[0] == twin
+    np.testing.assert_allclose(values[:, [0]].toarray().ravel(), np.log1p(both / dense.sum(axis=1) * 1e4))
 
 
 def test_a_fine_tuned_model_that_normalises_each_batch_apart(cells, sets, tiny):
@@ -193,6 +260,14 @@ def test_chance_exchanges_genes():
         ({"resolutions": []}, ValueError, "positive numbers, each once"),
         ({"resolutions": [1, 1.0]}, ValueError, "positive numbers, each once"),
         ({"resolutions": [-1]}, ValueError, "positive numbers"),
+        ({"resolutions": [np.nan]}, ValueError, "positive numbers"),
+        ({"resolutions": "a"}, ValueError, "resolutions='a': give positive numbers"),
+        ({"n_neighbors": 0}, ValueError, "n_neighbors=0; give a whole number"),
+        ({"n_neighbors": 1}, ValueError, "n_neighbors=1; give a whole number"),
+        ({"n_neighbors": "x"}, ValueError, "n_neighbors='x'; give a whole number"),
+        ({"min_genes": 0}, ValueError, "min_genes=0; give a whole number"),
+        ({"cutof": 0.1}, TypeError, "unexpected argument 'cutof'; did you mean 'cutoff'"),
+        ({"resolution": [1]}, TypeError, "unexpected argument 'resolution'; did you mean 'resolutions'"),
         ({"n_neighbors": 50}, ValueError, "50 genes .* more than n_neighbors=50 are needed"),
         ({"genes": ["nowhere"]}, ValueError, "genes=: none of the 1 named"),
         ({"gene_sets": {"a": ["X"]}}, ValueError, "0 of 50 genes of the data are in a pathway"),
@@ -219,8 +294,6 @@ def test_negative_values(cells, sets, tiny):
 
 @pytest.mark.data
 def test_real_data_and_reactome(data):
-    import anndata as ad
-
     adata = ad.read_h5ad(data("pbmc3k/pbmc3k.h5ad"))
     pp.select_genes(adata)
     gmt = data("gene_resources/reactome_pathways.gmt.gz")

@@ -63,7 +63,9 @@ def test_it_survives_h5ad(programs, tmp_path):
         pd.testing.assert_frame_equal(
             table_of(read, key).reset_index(drop=True), table_of(programs, key), check_index_type=False
         )
-        assert read.uns[key]["params"] == programs.uns[key]["params"]
+        kept, params = read.uns[key]["params"], programs.uns[key]["params"]
+        assert kept.pop("tested").tolist() == params.pop("tested").tolist()
+        assert kept == params
     assert set(table_of(read, "lists")["program"]) == {"a/b", "c"}
     assert get.enrichment_df(read, key="lists")["program"].cat.categories.tolist() == ["a/b", "c"]
 
@@ -74,6 +76,17 @@ def test_an_empty_table_survives_h5ad(programs, tmp_path):
     programs.write_h5ad(tmp_path / "a.h5ad")
     assert list(ad.read_h5ad(tmp_path / "a.h5ad").uns["scgpt_enrichment"]["table"]) == list(table_of(programs))
     assert get.enrichment_df(ad.read_h5ad(tmp_path / "a.h5ad")).empty
+    assert get.enrichment_df(ad.read_h5ad(tmp_path / "a.h5ad"), program="a").empty
+
+
+def test_which_lists_were_tested(programs):
+    lists = {"L": ["G13"], "with": ["G0"], "outside": ["nowhere"]}
+    sets = {"p": ["G0", "G1", "G2"], "q": ["G13", "G0"]}
+    tl.scgpt_enrich(programs, gene_lists=lists, gene_sets=sets)  # q is too small to be tested
+    assert programs.uns["scgpt_enrichment"]["params"]["tested"].tolist() == ["L", "with"]
+    assert get.enrichment_df(programs, program="L").empty
+    with pytest.raises(KeyError, match="no program 'outside'; there are L, with"):
+        get.enrichment_df(programs, program="outside")
 
 
 def test_lists_backgrounds_and_keys(programs):
@@ -147,6 +160,12 @@ def test_programs_as_a_file_gives_them_back(programs, tmp_path):
         ({"gene_lists": ["G0"]}, ValueError, r"gene_lists is \['G0'\]"),
         ({"gene_lists": {"a": "G0"}}, ValueError, r"gene_lists\['a'\] is the text 'G0'"),
         ({"gene_lists": {"a": ["cd3e"]}}, ValueError, "1 of 1 lists have no gene of the background"),
+        ({"gene_lists": {"a": None}}, ValueError, r"gene_lists\['a'\] is None: give a list"),
+        ({"gene_sets": {"X": None}}, ValueError, r"gene_sets\['X'\] is None: give a list"),
+        ({"cutoff": "0.05"}, ValueError, "cutoff='0.05': an adjusted p is a number"),
+        ({"min_size": "3"}, ValueError, "min_size='3' and max_size=None: give whole numbers"),
+        ({"max_size": 7.5}, ValueError, "min_size=3 and max_size=7.5: give whole numbers"),
+        ({"key_added": ""}, ValueError, "cannot be kept: a name in h5ad must not be empty"),
         ({"background": "G0"}, ValueError, "background='G0' is one text"),
         ({"background": ["Q"]}, ValueError, "0 of 1 genes"),
         ({"correction": "holm"}, ValueError, "correction='holm'"),

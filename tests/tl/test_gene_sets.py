@@ -55,13 +55,14 @@ def test_files_that_are_no_text(tmp_path):
         ("a.gmt", b"\xff\xfe\x00bad"),
         ("a.gmt.gz", b"no gzip"),
         ("b.gmt.gz", gzip.compress(b"x")[:-9]),
+        ("c.gmt.gz", gzip.compress(b"x")[:10] + b"\xff" * 20),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=rf"{name} cannot be read as text .*gmt\.gz"):
             read_gmt(tmp_path / name)
 
 
-@pytest.mark.parametrize("source", ["absent.gmt", "absent.gmt.gz", "folder/Reactome.txt"])
+@pytest.mark.parametrize("source", ["no.gmt", "no.gmt.gz", "folder/Reactome.txt", "reactome.txt", "folder/Reactome"])
 def test_a_file_that_is_not_there(source):
     with pytest.raises(FileNotFoundError, match="is not there: give a GMT file"):
         gene_sets_of(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,6 +19,7 @@ from scipy import sparse
 from scipy.stats import spearmanr
 
 from scgpt_tl._slots import OWNER
+from scgpt_tl.core.scgpt import Network
 from scgpt_tl.engine.attention import attention_scores
 from scgpt_tl.engine.knockout import knockout_scores
 from scgpt_tl.engine.predict import Compute
@@ -187,7 +189,7 @@ def test_knockouts_are_the_engines(counts: ad.AnnData, effect: str):
     how = {"groups": np.zeros(40, np.int64), "n_groups": 1, "effect": effect, "total": 40}
     rows, compute = iter([(0, counts.X)]), Compute(progress=False)
     tokenizer = in_every_cell(counts, columns)
-    expected = knockout_scores(MODEL.network, rows, tokenizer, regulators=np.array([3, 2]), compute=compute, **how)
+    expected, _ = knockout_scores(MODEL.network, rows, tokenizer, regulators=np.array([3, 2]), compute=compute, **how)
     found = counts.varm["scgpt_grn"]
     assert (found.dtype, found.shape) == (np.float32, (60, 1, 2))
     np.testing.assert_allclose(found[columns, 0], expected[0], atol=1e-5)
@@ -218,9 +220,17 @@ def test_a_network_of_every_gene_must_be_chosen(counts: ad.AnnData):
     with patch.object(_pairwise, "MOST_GENES", 50):
         for method in PAIRWISE:
             refused(counts, rf"method='{method}' on all 60 genes .*GB.*pp\.select_genes\(adata", method=method)
-        pairs(counts, "coexpression", genes=counts.var_names)
-        counts.var["highly_variable"] = True
-        pairs(counts, "coexpression", overwrite=True)
+        every = {"method": "coexpression", "genes": counts.var_names.tolist()}
+        refused(counts, "on all 60 genes .*above 50 genes they must be chosen", **every)
+        counts.var["highly_variable"] = True  # says no more
+        refused(counts, "on all 60 genes .*above 50 genes they must be chosen", method="coexpression")
+        pairs(counts, "coexpression", genes=counts.var_names[1:])
+
+
+def test_a_network_that_does_not_fit_is_refused_whoever_chose(counts: ad.AnnData):
+    with patch.object(_pairwise, "memory", lambda: 1e4):
+        for method in PAIRWISE:
+            refused(counts, "on 50 genes in 1 groups .* this machine has", method=method, genes=counts.var_names[:50])
 
 
 def test_the_memory_that_is_told():
@@ -228,7 +238,12 @@ def test_the_memory_that_is_told():
         _pairwise.check_size("attention", 20_000, 2, None, chosen=False)
     with pytest.raises(ValueError, match=r"about 4\.8 GB"):
         _pairwise.check_size("coexpression", 20_000, 2, 5, chosen=False)
-    _pairwise.check_size("attention", 20_000, 2, None, chosen=True)
+    with patch.object(_pairwise, "memory", lambda: 14.5e9):
+        _pairwise.check_size("attention", 20_000, 2, None, chosen=True)
+        said = r"on 20,000 genes in 3 groups would need about 19\.2 GB, and this machine has 14\.5 GB: .*select_genes"
+        with pytest.raises(ValueError, match=said):
+            _pairwise.check_size("attention", 20_000, 3, None, chosen=True)
+    assert 1e8 < _pairwise.memory() < 1e15 or _pairwise.memory() == np.inf
 
 
 def test_many_passes_are_said_before_they_are_made(counts: ad.AnnData, caplog):
@@ -237,13 +252,72 @@ def test_many_passes_are_said_before_they_are_made(counts: ad.AnnData, caplog):
     assert "120 passes of the network (regulators x cells)" in caplog.text
 
 
-def test_columns_of_one_gene_are_summed(counts: ad.AnnData):
-    """Half of a gene's counts in another column: the same network, at the column of its name."""
+@pytest.mark.parametrize("named", [True, False])
+def test_a_knockout_needs_cells_that_express_the_regulator(counts: ad.AnnData, named: bool, caplog):
+    x = counts.X.toarray()
+    x[:, 7], x[:, [3, 12]] = 0, 1
+    x[np.flatnonzero(counts.obs["cell_type"] == "NK")[:2], 7] = 3
+    counts.X = sparse.csr_matrix(x)
+    names, chosen = counts.var_names, np.array([12, 7, 3])
+    genes = {"regulators": names[chosen], "genes": names[:9]} if named else {"genes": names[[3, 7, 12]]}
+    with caplog.at_level(logging.WARNING):
+        pairs(counts, "knockout", groupby="cell_type", **genes)
+    few = "fewer than min_cells=3 cells express are left out"
+    assert f"{few}: {names[7]} in 'NK' (2), {names[7]} in 'B' (0), {names[7]} in 'T' (0)" in caplog.text
+    places = chosen if named else np.sort(chosen)
+    types = ["B", "NK", "T"]
+    expected = [(x[np.ix_(counts.obs["cell_type"] == name, places)] > 0).sum(axis=0) for name in types]
+    np.testing.assert_array_equal(counts.uns["scgpt_grn"]["n_expressing"], expected)
+    for group in range(3):
+        by_pair = (
+            counts.varm["scgpt_grn"][3, group] if named else counts.varp[f"scgpt_grn_{group}"].toarray()[3, places]
+        )
+        np.testing.assert_array_equal(np.isnan(by_pair), places == 7)
+
+
+def test_a_knockout_that_no_cells_bear_out(counts: ad.AnnData):
+    x = counts.X.toarray()
+    x[:, 7], x[3, 7] = 0, 2
+    counts.X = sparse.csr_matrix(x)
+    name = counts.var_names[7]
+    said = rf"no regulator is expressed in min_cells=10 cells of a group: {name} in 'all' \(1\); name others with"
+    refused(counts, said, method="knockout", regulators=[name], genes=counts.var_names[:4])
+
+
+def test_names_in_the_vocabulary_are_kept_beside(counts: ad.AnnData):
+    symbols = np.array(counts.var_names)
+    counts.var["gene_symbols"], counts.var_names = symbols, [f"ENSG{i:011d}" for i in range(60)][::-1]
+    chosen = np.array([4, 9, 2, 30])
+    pairs(counts, "coexpression", genes=symbols[chosen], regulators=symbols[[9, 2]])
+    run = counts.uns["scgpt_grn"]
+    assert run["genes"].tolist() == counts.var_names[np.sort(chosen)].tolist()
+    assert run["gene_symbols"].tolist() == symbols[np.sort(chosen)].tolist()
+    assert run["regulators"].tolist() == counts.var_names[[9, 2]].tolist()
+    assert run["regulator_symbols"].tolist() == symbols[[9, 2]].tolist()
+    grn(counts, key_added="e")
+    assert counts.uns["e"]["gene_symbols"].tolist() == symbols.tolist()
+    assert counts.uns["e"]["regulator_symbols"].size == 0
+
+
+def in_two_columns(counts: ad.AnnData) -> ad.AnnData:
+    """Half of a gene's counts in another column."""
     x = counts.X.toarray()
     more = np.concatenate([x, np.floor(x[:, [5]] / 2)], axis=1)
     more[:, 5] -= more[:, 60]
     var = pd.DataFrame({"gene_symbols": [*counts.var_names, counts.var_names[5]]}, index=[*counts.var_names, "half"])
-    twice = ad.AnnData(sparse.csr_matrix(more), obs=counts.obs, var=var)
+    return ad.AnnData(sparse.csr_matrix(more), obs=counts.obs, var=var)
+
+
+def test_activity_is_that_of_genes_and_not_of_columns(counts: ad.AnnData):
+    twice = in_two_columns(counts)
+    for adata in (counts, twice):
+        grn(adata)
+    np.testing.assert_allclose(twice.obsm["scgpt_program"], counts.obsm["scgpt_program"], atol=1e-6)
+
+
+def test_columns_of_one_gene_are_summed(counts: ad.AnnData):
+    """The same network, at the column of its name."""
+    twice = in_two_columns(counts)
     genes = counts.var_names[:8].tolist()
     for method in PAIRWISE:
         for adata in (counts, twice):
@@ -329,8 +403,8 @@ def test_results_go_through_h5ad(counts: ad.AnnData, tmp_path: Path, method: str
         for name, value in getattr(counts, slot).items():
             kept = getattr(back, slot)[name]
             if sparse.issparse(value):
-                assert (kept != value).nnz == 0
-                assert kept.nnz == value.nnz
+                for part in ("data", "indices", "indptr"):  # NaN where too few cells express a regulator
+                    np.testing.assert_array_equal(getattr(kept, part), getattr(value, part))
             else:
                 np.testing.assert_array_equal(kept, value)
     ours, theirs = counts.uns["scgpt_grn"], back.uns["scgpt_grn"]
@@ -382,6 +456,22 @@ def test_what_another_wrote_is_not_overwritten(counts: ad.AnnData, slot: str, na
         pairs(counts, method, **options)
     pairs(counts, method, **options, overwrite=True)
     assert counts.uns["scgpt_grn"][OWNER] == "tl.scgpt_grn"
+
+
+def test_what_lies_where_an_earlier_run_wrote_nothing_is_not_overwritten(counts: ad.AnnData):
+    genes = counts.var_names[:6]
+    pairs(counts, "coexpression", genes=genes, regulators=genes[:1])
+    counts.var["scgpt_program"] = "mine"
+    with pytest.raises(ValueError, match=r"^\.var\['scgpt_program'\] was not written by tl\.scgpt_grn"):
+        grn(counts)
+    assert set(counts.var["scgpt_program"]) == {"mine"}
+    del counts.var["scgpt_program"]
+    grn(counts)
+    grn(counts)
+    pairs(counts, "coexpression", genes=genes, key_added="x")
+    pairs(counts, "coexpression", genes=genes, key_added="x_0")
+    with pytest.raises(ValueError, match=r"^\.varp\['x_0'\] was not written by"):
+        pairs(counts, "coexpression", genes=genes, groupby="cell_type", key_added="x")
 
 
 def test_copy_view_and_backed(counts: ad.AnnData, tmp_path: Path):
@@ -485,3 +575,58 @@ def test_a_model_that_normalises_each_batch_apart(per_batch, caplog):
     with caplog.at_level(logging.WARNING):
         pairs(other, "attention", model=model, genes=genes, batch_key="lab", key_added="attention")
     assert "take the mean of those that it has: ('new',)" in caplog.text
+
+
+def test_shuffled_weights_of_a_model_that_has_learned_to_integrate(per_batch):
+    adata, model = per_batch
+    how = {"model": model, "batch_key": "lab", "copy": True}
+    for method in ("attention", "knockout"):
+        found = [
+            pairs(adata, method, genes=adata.var_names[:6], shuffled=x, key_added="s", **how) for x in (False, True)
+        ]
+        assert abs(found[1].varp["s"] - found[0].varp["s"]).max() > 1e-3
+    found = [grn(adata, context=True, shuffled=x, key_added="s", n_neighbors=5, **how) for x in (False, True)]
+    assert abs(found[1].varp["s"] - found[0].varp["s"]).max() > 1e-3
+
+
+def test_genes_that_an_integrating_model_was_not_fine_tuned_on(counts: ad.AnnData, caplog):
+    from scgpt_tl.engine.integrate import Integrator
+
+    learned, never = counts.var_names[:40].tolist(), counts.var_names[40:].tolist()
+    torch.manual_seed(0)
+    config = replace(MODEL.config, n_batches=2)
+    base = replace(MODEL, config=config, network=Network(config).eval(), batches=("a", "b"))
+    integrator = Integrator(base, "auto", tuple(learned), zeros=False, seed=0)
+    how = {"model": integrator.bundle(), "copy": True}
+    counts.X[:, 3] *= 0
+    with caplog.at_level(logging.WARNING):
+        done = grn(counts, context=True, n_neighbors=5, **how)
+        assert "20 of 60 genes are none of those on which model 'ckpt' was fine-tuned; it is shown no" in caplog.text
+        assert "leave context= out, or let tl.scgpt_integrate(n_genes=) learn from more" in caplog.text
+        assert "1 of 60 genes are expressed in no cell of context= and left out" in caplog.text
+        assert set(done.uns["scgpt_grn"]["genes"]) == set(learned) - {learned[3]}
+        caplog.clear()
+        pairs(counts, "attention", genes=[*never[:2], *learned[:4]], **how)
+        assert "2 of 6 genes are not among the 40 on which model 'ckpt' was fine-tuned" in caplog.text
+        caplog.clear()
+        pairs(counts, "attention", genes=learned[:4], **how)
+        grn(counts, **how)  # the table of genes knows them all
+        assert "fine-tuned" not in caplog.text
+    refused(counts, "4 of 4 genes are none of those on which model", genes=never[:4], context=True, **how)
+    said = "2 of 5 genes are expressed in the cells of context=: 3 are needed, and 2 of 5 genes are none of those on"
+    refused(counts, said, genes=[*never[:2], *learned[1:4]], context=True, **how)
+
+
+@pytest.mark.parametrize(("method", "tuned"), [("lora", True), ("finetune", True), ("head", False), ("knn", False)])
+def test_genes_that_an_annotating_model_was_not_fine_tuned_on(counts: ad.AnnData, method: str, tuned: bool, caplog):
+    ids = MODEL.vocab.ids(counts.var_names.tolist())
+    model = replace(MODEL, provenance={"annotation": {"method": method}}, arrays={"genes": np.sort(ids[3:])})
+    with caplog.at_level(logging.WARNING):
+        pairs(counts, "attention", model=model, genes=counts.var_names[:5])
+        assert ("3 of 5 genes are not among the 57 on which model 'ckpt' was fine-tuned" in caplog.text) == tuned
+        caplog.clear()
+        grn(counts, model=model, context=True, key_added="c")
+        assert ("3 of 60 genes are not among the 57" in caplog.text) == tuned
+        caplog.clear()
+        pairs(counts, "coexpression", model=model, genes=counts.var_names[:5], key_added="s")
+        assert "fine-tuned" not in caplog.text

@@ -50,6 +50,9 @@ def grouped(sizes: dict[object, int]) -> ad.AnnData:
         ("attention", {"context": True}, ValueError, "context= is heard by 'embedding' alone"),
         ("coexpression", {"shuffled": True}, ValueError, "'embedding' and 'attention' and 'knockout' alone"),
         ("embedding", {"batch_key": "b"}, ValueError, "static gene embeddings need no cells"),
+        ("attention", {"attention_layer": None}, ValueError, "attention_layer=None; give a whole number"),
+        ("attention", {"attention_layer": 1.5}, ValueError, "attention_layer=1.5; give a whole number"),
+        ("attention", {"batch_key": ["b"]}, ValueError, r"batch_key=\['b'\]; give the name of one column of .obs"),
     ],
 )
 def test_options_that_cannot_be(method, options, error, match):
@@ -159,6 +162,33 @@ def test_one_gene_in_several_columns(counts: ad.AnnData, caplog):
     assert len(set(found.places[[5, 57, 58]])) == 1
 
 
+@pytest.mark.parametrize(
+    "marks", [np.arange(60) < 4, (np.arange(60) < 4).astype(int), [1.0] * 4 + [np.nan] * 56, [True] * 4 + [None] * 56]
+)
+def test_marks_of_several_types(counts: ad.AnnData, marks):
+    counts.var["highly_variable"] = marks
+    assert nodes(counts)[1] == 'the 4 of .var["highly_variable"]'
+    counts.var["highly_variable"] = pd.Categorical(counts.var["highly_variable"])
+    assert nodes(counts)[1] == 'the 4 of .var["highly_variable"]'
+
+
+@pytest.mark.parametrize("marks", [["True", "False"] * 30, ["True", None] * 30, [0, 2] * 30])
+def test_marks_that_are_none(counts: ad.AnnData, marks):
+    """As text, "False" would count as true."""
+    for held in (marks, pd.Categorical(marks)):
+        counts.var["highly_variable"] = held
+        with pytest.raises(ValueError, match=r'\.var\["highly_variable"\] holds (\'True\'|2).*make it boolean'):
+            nodes(counts)
+
+
+@pytest.mark.parametrize("argument", ["genes", "regulators"])
+def test_a_mask_names_no_genes(counts: ad.AnnData, argument):
+    mask = np.arange(60) < 5
+    for given in (mask, mask.tolist(), pd.Series(mask, index=counts.var_names)):
+        with pytest.raises(ValueError, match=rf"{argument}= is a mask .* give {argument}=adata\.var_names\[mask\]"):
+            nodes(counts, **{argument: given})
+
+
 # ---- groups
 
 
@@ -192,6 +222,24 @@ def test_groups_may_be_numbers():
 def test_controls_and_groups_that_cannot_be(control, least, match):
     with pytest.raises(ValueError, match=match):
         groups_of(grouped({"ctrl": 9, "stim": 7, "few": 2}), "g", control, min_cells=least)
+
+
+def test_groupby_is_one_column():
+    with pytest.raises(ValueError, match=r"groupby=\['g'\]; give the name of one column of \.obs"):
+        groups_of(grouped({"a": 4}), ["g"], None, min_cells=1)
+
+
+@pytest.mark.parametrize("categorical", [False, True])
+def test_groups_that_read_alike(categorical: bool):
+    adata = grouped({1: 3, "1": 4, "a": 2})
+    if categorical:
+        adata.obs["g"] = pd.Categorical(adata.obs["g"], categories=[1, "1", "a"])
+    with pytest.raises(ValueError, match="groupby='g' holds values that read alike, of several types: 1; make them"):
+        groups_of(adata, "g", None, min_cells=1)
+    adata = adata[3:].copy()
+    if categorical:
+        adata.obs["g"] = pd.Categorical(adata.obs["g"], categories=[1, "1", "a"])  # one is of no cell
+    assert groups_of(adata, "g", None, min_cells=1).names == ("1", "a")
 
 
 def test_without_groups():

@@ -38,7 +38,7 @@ def knockout_scores(
     compute: Compute,
     total: int,
     batches: np.ndarray | None = None,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """How far each gene moves where a regulator is set to zero, averaged over the cells of a group that express it.
 
     The regulator stays a token of the cell, in bin 0. A cell is run once as it is and once for each regulator that it
@@ -61,8 +61,8 @@ def knockout_scores(
 
     Returns
     -------
-    float32 (G, M, R): [group, the gene that moves, the regulator]; NaN where no cell of the group expresses the
-    regulator.
+    float32 (G, M, R), [group, the gene that moves, the regulator], NaN where no cell of the group expresses the
+    regulator; and int64 (G, R), the cells that do.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def knockout_scores(
             for some in minibatches(np.full(len(cells), length), budget):  # equally long, so they stay in order
                 moved.add(block, start, cells[some], which[some], device)
                 bar.update(int((which[some] < 0).sum()))
-        return moved.mean()
+        return moved.mean(), moved.counts
 
 
 def _check(network: Network, effect: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from scgpt_tl._slots import MAKERS, SLOTS
@@ -27,7 +28,7 @@ def enrichment_df(
     cutoff
         Adjusted p at most; 0.05 is the preprint's (section 4.7). None: every pair that was tested.
     program
-        One program, or list of genes. None: all.
+        One program, or list of genes, that was tested. None: all.
 
     Returns
     -------
@@ -50,7 +51,8 @@ def enrichment_df(
         msg = f"adata.uns[{key!r}] holds no table of pathways; {MAKERS[SLOTS.enrichment]} makes one"
         raise KeyError(msg)
     table = pd.DataFrame(run["table"]).reset_index(drop=True)
-    table["program"] = pd.Categorical(table["program"].astype(str), _in_order(table["program"]), ordered=True)
+    tested = np.atleast_1d(run.get("params", {}).get("tested", table["program"])).astype(str)
+    table["program"] = pd.Categorical(table["program"].astype(str), _in_order(tested), ordered=True)
     if program is not None:
         if str(program) not in table["program"].cat.categories:
             msg = f"{key!r} has no program {str(program)!r}; there are {', '.join(table['program'].cat.categories)}"
@@ -61,7 +63,7 @@ def enrichment_df(
     return table.sort_values(["program", "adjusted", "p_value", "pathway"], ignore_index=True)
 
 
-def _in_order(names: pd.Series) -> list[str]:
+def _in_order(names: np.ndarray) -> list[str]:
     """Numbers by size, other names as they come."""
-    found = list(dict.fromkeys(names.astype(str)))
+    found = list(dict.fromkeys(names.tolist()))
     return sorted(found, key=int) if all(name.isdigit() for name in found) else found

@@ -28,7 +28,7 @@ def write_grn(
     path: str | Path,
     *,
     key: str = SLOTS.network,
-    group: str | None = None,
+    group: str | int | None = None,
     setting: Setting | None = None,
     regulators: str | Sequence[str] | None = None,
     n_top: int | None = None,

@@ -143,7 +143,8 @@ def leiden(
         One clustering each.
     rng
         Seed, taken afresh for each resolution, so a clustering does not depend on which others were asked for. igraph's
-        generator is global: do not call this from several threads at once.
+        generator is global: do not call this from several threads at once. It cannot be read, only set: afterwards it
+        is Python's `random`, igraph's default, whatever the caller had set before.
     flavor
         "igraph": two iterations. "leidenalg": until nothing changes, by the package of that name.
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from scgpt_tl._slots import SLOTS
 from scgpt_tl.get import grn_df
-from scgpt_tl.get._network import SETTINGS, network, perturbed, strings
+from scgpt_tl.get._network import SETTINGS, named, network, perturbed, strings, symbols
 from scgpt_tl.pl._style import CHANGES, SHARES
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def attention(
         raise ValueError(msg)
     controlled = bool(str(run["control"]))
     group = perturbed(adata, key, group) if controlled else _only(strings(run["groups"]), key, group)
-    asked = _asked(strings(run["regulators"]), regulators, key)
+    asked = named(_asked(strings(run["regulators"]), regulators, key), strings(run["genes"]), symbols(adata, key))
     scores = _scores(adata, key, group, asked, controlled=controlled)
     targets = _targets(scores.get("difference", next(iter(scores.values()))), n_top, by_size=controlled)
     if len(targets) > _COLUMNS:

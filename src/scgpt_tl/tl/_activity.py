@@ -27,7 +27,9 @@ _BINS = 25  # scanpy's defaults
 _CONTROLS = 50
 
 
-def activity(adata: AnnData, programs: Sequence[np.ndarray], *, layer: str | None, seed: int) -> np.ndarray:
+def activity(
+    adata: AnnData, programs: Sequence[np.ndarray], *, layer: str | None, seed: int, stands: np.ndarray | None = None
+) -> np.ndarray:
     """Score of each program in each cell.
 
     Parameters
@@ -36,19 +38,26 @@ def activity(adata: AnnData, programs: Sequence[np.ndarray], *, layer: str | Non
         Counts, normalised in a copy, or log-normalised values.
     programs
         Columns (n,) of each program's genes.
+    stands
+        (n_vars,) int64 which column stands for each, itself but where several are one gene: their values are summed.
+        None: each for itself.
 
     Returns
     -------
     (n_obs, n_programs) float32: mean of a program's genes less the mean of their controls.
     """
-    sums = np.zeros(adata.n_vars)
-    for _, block in log_blocks(adata, layer):
-        sums += np.bincount(block.indices, weights=block.data, minlength=adata.n_vars)
+    columns, gene = np.unique(np.arange(adata.n_vars) if stands is None else stands, return_inverse=True)
+    several = len(columns) < adata.n_vars
+    pick = sparse.csr_matrix((np.ones(len(gene)), (np.arange(len(gene)), gene))) if several else None
+    programs = [np.searchsorted(columns, genes) for genes in programs]
+    sums = np.zeros(len(columns))
+    for _, block in log_blocks(adata, layer, pick=pick):
+        sums += np.bincount(block.indices, weights=block.data, minlength=len(columns))
     # means that differ by rounding alone, as they do in another order of cells, are the same
     bins = _bins(np.round(sums / max(1, adata.n_obs), 10))
-    weights = _weights(programs, bins, name_keys(adata.var_names), seed)
+    weights = _weights(programs, bins, name_keys(adata.var_names[columns]), seed)
     found = np.empty((adata.n_obs, len(programs)), np.float32)
-    for start, block in log_blocks(adata, layer):
+    for start, block in log_blocks(adata, layer, pick=pick):
         found[start : start + block.shape[0]] = (block @ weights).toarray()
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,15 +24,18 @@ from scgpt_tl.pp._logs import log_blocks
 from scgpt_tl.tl._embed import _gene_embeddings
 from scgpt_tl.tl._enrich import described, spelling, symbol_columns
 from scgpt_tl.tl._gene_sets import check_names, gene_sets_of
-from scgpt_tl.tl._network import nodes_of
+from scgpt_tl.tl._network import Options, nodes_of
 from scgpt_tl.tl._over_representation import COLUMNS, Correction, PathwayTest, over_representation
-from scgpt_tl.tl._programs import gene_graph, programs
+from scgpt_tl.tl._programs import coarser, gene_graph, programs
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from scgpt_tl.models.model import Model
     from scgpt_tl.tl._gene_sets import GeneSets
+    from scgpt_tl.tl._network import Nodes
+
+logger = logging.getLogger(__name__)
 
 EMBEDDING, COEXPRESSION, RANDOM = "embedding", "coexpression", "random"
 
@@ -101,13 +105,14 @@ def compare_programs(  # noqa: PLR0913 (each is a choice of its own)
         Name, folder, or a loaded model: fine-tuned on these data, as the paper does, or not.
     genes
         Names of variables. None: those marked in `.var["highly_variable"]`, where there are marks, else all that the
-        model knows. Genes that the model does not know, or that do not vary here, are left out of both sides.
+        model knows. Genes that the model does not know, or that do not vary here, are left out of both sides; values of
+        several columns of one gene are summed.
     layer
         Layer to read; None is `.X`.
     resolutions
         Of Leiden; the paper's by default.
     n_neighbors
-        Neighbours of a gene in either graph.
+        Neighbours of a gene in either graph, itself included.
     min_genes
         Communities with fewer genes are no program.
     background
@@ -129,10 +134,12 @@ def compare_programs(  # noqa: PLR0913 (each is a choice of its own)
     Raises
     ------
     ValueError
-        Values that cannot be read, fewer genes than `n_neighbors` + 1, gene sets or names that do not fit (see
-        `tl.scgpt_enrich`).
+        Values that cannot be read, fewer genes than `n_neighbors` + 1, no program in either graph (the message names a
+        resolution that gives some), gene sets or names that do not fit (see `tl.scgpt_enrich`).
     KeyError
         No such layer or column.
+    TypeError
+        An option that does not exist.
     FileNotFoundError
         No such model or GMT file.
     ImportError
@@ -144,18 +151,15 @@ def compare_programs(  # noqa: PLR0913 (each is a choice of its own)
     >>> compared = scgpt_tl.tl.compare_programs(adata, gene_sets="ReactomePathways.gmt")
     >>> compared.table.pivot(index="resolution", columns="method", values="n_pathways")
     """
-    tests, seed = PathwayTest(**testing), as_seed(rng)
+    tests, seed = PathwayTest.of(testing, beside=_ARGUMENTS), as_seed(rng)
     need("gseapy", extra="enrich")
     check_anndata(adata, "adata")
-    levels = _resolutions(resolutions)
+    levels, asked = _resolutions(resolutions), Options(n_neighbors=n_neighbors, min_genes=min_genes)
     spelled, sets = spelling(adata, gene_symbols), gene_sets_of(gene_sets)
     loaded = load_model(model)
     check_input(adata, loaded, layer=layer).raise_for_errors()
     match = genes_of(adata, loaded.vocab)
-    rows = nodes_of(adata, match, genes=genes, regulators=None)[0].columns
-    values = sparse.vstack([block[:, rows] for _, block in log_blocks(adata, layer)], format="csr")
-    varies = _varies(values)
-    rows, values = rows[varies], values[:, varies]
+    rows, values = _varying(adata, nodes_of(adata, match, genes=genes, regulators=None)[0], layer)
     names = [spelled.get(name, name) for name in adata.var_names[rows]]
     if len(names) <= n_neighbors:
         msg = f"{len(names)} genes that the model knows vary here: more than n_neighbors={n_neighbors} are needed"
@@ -164,15 +168,16 @@ def compare_programs(  # noqa: PLR0913 (each is a choice of its own)
     universe = check_names(could, sets, columns=symbol_columns(adata, gene_symbols))
     tests.pathways(sets, universe)  # before any long work
     features = {EMBEDDING: _gene_embeddings(loaded, match)[rows], COEXPRESSION: correlated(values)}
-    labels = {}
-    for method, of in features.items():
-        _, graph = gene_graph(of, n_neighbors)
-        labels[method], _ = programs(graph, levels, min_genes=min_genes, flavor="igraph", seed=seed)
+    labels = _labels(features, levels, asked, seed)
     labels[RANDOM] = _exchanged(labels[EMBEDDING], names, seed)
     table, pathways, counts = _tested(labels, levels, names, (sets, universe), tests)
     params = {"model": loaded.name, "weights_sha256": loaded.sha256, "seed": seed, "n_neighbors": n_neighbors}
     params |= {"min_genes": min_genes, "n_genes": len(names), **counts, **asdict(tests), **described(gene_sets, sets)}
     return ProgramComparison(table, pathways, params | {"scgpt_tl": scgpt_tl.__version__})
+
+
+#: Names that a misspelt argument may have meant.
+_ARGUMENTS = tuple(name for name in compare_programs.__kwdefaults__ or ())
 
 
 def correlated(values: sparse.csr_matrix) -> np.ndarray:
@@ -191,17 +196,45 @@ def correlated(values: sparse.csr_matrix) -> np.ndarray:
 
 
 def _resolutions(resolutions: Sequence[float]) -> tuple[float, ...]:
-    levels = tuple(float(level) for level in np.atleast_1d(np.asarray(resolutions, dtype=np.float64)))
-    if not levels or min(levels) <= 0 or len(set(levels)) < len(levels):
+    try:
+        levels = tuple(float(level) for level in np.atleast_1d(np.asarray(resolutions, dtype=np.float64)))
+    except (TypeError, ValueError):
+        levels = ()
+    if not levels or not all(0 < level < np.inf for level in levels) or len(set(levels)) < len(levels):
         msg = f"resolutions={resolutions!r}: give positive numbers, each once"
         raise ValueError(msg)
     return levels
 
 
-def _varies(values: sparse.csr_matrix) -> np.ndarray:
-    """Columns that do not hold one value in all rows."""
-    low, high = values.min(axis=0).toarray().ravel(), values.max(axis=0).toarray().ravel()
-    return low < high
+def _varying(adata: AnnData, nodes: Nodes, layer: str | None) -> tuple[np.ndarray, sparse.csr_matrix]:
+    """Columns `(M,)` that stand for genes which differ between cells, and log-normalised values `(n, M)`."""
+    stands = np.where(nodes.places >= 0, nodes.columns[nodes.places], np.arange(adata.n_vars))
+    pick = sparse.csr_matrix((np.ones(adata.n_vars), (np.arange(adata.n_vars), stands)), (adata.n_vars, adata.n_vars))
+    blocks = (block[:, nodes.columns] for _, block in log_blocks(adata, layer, pick=pick))
+    values = sparse.vstack(list(blocks), format="csr")
+    varies = values.min(axis=0).toarray().ravel() < values.max(axis=0).toarray().ravel()
+    return nodes.columns[varies], values[:, varies]
+
+
+def _labels(
+    features: Mapping[str, np.ndarray], levels: Sequence[float], asked: Options, seed: int
+) -> dict[str, np.ndarray]:
+    """Programs `(M, n_resolutions)` by method, -1: none; refused where no method has any."""
+    how: dict[str, Any] = {"min_genes": asked.min_genes, "flavor": "igraph", "seed": seed}
+    graphs = {method: gene_graph(of, asked.n_neighbors)[1] for method, of in features.items()}
+    found = {method: programs(graph, levels, **how)[0] for method, graph in graphs.items()}
+    without = [method for method, codes in found.items() if (codes < 0).all()]
+    if without:
+        lower = [coarser(graphs[method], min(levels), **how) for method in without]
+        some = " and ".join(f"{one:g} ({method})" for one, method in zip(lower, without, strict=True) if one)
+        mend = f"there are some at resolutions={some}" if some else f"{graphs[without[0]].shape[0]} genes are too few"
+        tried = ", ".join(f"{level:g}" for level in levels)
+        msg = f"resolutions={tried}: no program of min_genes={asked.min_genes} genes or more by {' and '.join(without)}"
+        msg += f"; {mend}"
+        if len(without) == len(found):
+            raise ValueError(msg)
+        logger.warning("%s", msg)
+    return found
 
 
 def _exchanged(labels: np.ndarray, names: Sequence[str], seed: int) -> np.ndarray:

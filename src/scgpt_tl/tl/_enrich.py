@@ -25,7 +25,7 @@ from scgpt_tl._slots import (
     refuse_foreign,
 )
 from scgpt_tl.genes.match import KNOWN_COLUMNS
-from scgpt_tl.tl._gene_sets import check_names, gene_sets_of
+from scgpt_tl.tl._gene_sets import check_list, check_names, gene_sets_of
 from scgpt_tl.tl._over_representation import Correction, PathwayTest, over_representation
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def scgpt_enrich(  # noqa: PLR0913 (each is a choice of its own)
         `overlap`, genes in both; `size` of the pathway and `n_program` of the program, in genes of the background;
         `p_value`; `adjusted`; `odds_ratio` (half a gene added to each of the four counts, as GSEApy has it); `genes` of
         the overlap, joined by ";". By program, the surest first. `params`: what was asked for, and `n_background`,
-        `n_programs`, `n_pathways`, `n_tests`, `n_hits`.
+        `n_programs` and their names, `tested`; `n_pathways`, `n_tests`, `n_hits`.
 
     Raises
     ------
@@ -127,7 +127,8 @@ def scgpt_enrich(  # noqa: PLR0913 (each is a choice of its own)
     >>> scgpt_tl.tl.scgpt_enrich(adata, gene_sets="ReactomePathways.gmt")
     >>> scgpt_tl.get.enrichment_df(adata, cutoff=0.05)
     """
-    testing, at = PathwayTest(correction, cutoff, min_size, max_size), key_added or SLOTS.enrichment
+    testing = PathwayTest(correction, cutoff, min_size, max_size)
+    at = SLOTS.enrichment if key_added is None else key_added
     need("gseapy", extra="enrich")
     check_anndata(adata, "adata")
     refuse_foreign(adata, {"uns": (at,)}, key=at, maker=_MAKER, overwrite=overwrite, argument="key_added")
@@ -141,7 +142,9 @@ def scgpt_enrich(  # noqa: PLR0913 (each is a choice of its own)
     table, counts = over_representation(named, sets, universe, testing)
     params = {**asdict(testing), "max_size": max_size or 0, "key": key, "background": which, **counts}
     params |= {"programs": "gene_lists" if gene_lists is not None else program_key(key), **described(gene_sets, sets)}
-    params |= {"gene_symbols": gene_symbols or "", "scgpt_tl": scgpt_tl.__version__}
+    tested = [name for name, members in named.items() if members & universe]
+    params |= {"tested": np.array(tested, dtype=str), "gene_symbols": gene_symbols or ""}
+    params |= {"scgpt_tl": scgpt_tl.__version__}
     if copy:
         adata = copied(adata)
     adata.uns[at] = {OWNER: _MAKER, "params": params, "table": table}
@@ -197,9 +200,8 @@ def _given(gene_lists: Any) -> dict[str, list[str]]:
     if not isinstance(gene_lists, Mapping) or not gene_lists:
         msg = f"gene_lists is {gene_lists!r:.60}; give {{name: genes}}, at least one"
         raise ValueError(msg)
-    if texts := [name for name, genes in gene_lists.items() if isinstance(genes, str)]:
-        msg = f"gene_lists[{texts[0]!r}] is the text {gene_lists[texts[0]]!r}: give a list of genes"
-        raise ValueError(msg)
+    for name, genes in gene_lists.items():
+        check_list(genes, f"gene_lists[{name!r}]")
     return {str(name): [str(gene) for gene in genes] for name, genes in gene_lists.items()}
 
 

@@ -15,7 +15,7 @@ from scgpt_tl.pp._blocks import open_layer
 from scgpt_tl.pp._genes import genes_of
 from scgpt_tl.tl._embed import _tokenizer
 from scgpt_tl.tl._network import LEAST_GENES
-from scgpt_tl.tl._pairwise import read_by_batch
+from scgpt_tl.tl._pairwise import read_by_batch, tell_unlearned, with_shuffled_weights
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -53,23 +53,38 @@ def gene_features(
     Raises
     ------
     ValueError
-        In context: fewer than three are expressed; batches as `read_by_batch` says.
+        In context: fewer than three are expressed, or shown to the model; batches as `read_by_batch` says.
     """
     if cells is None:
+        model = with_shuffled_weights(model, seed) if options.shuffled else model
         with torch.inference_mode():
             return model.backbone.genes(torch.from_numpy(nodes.ids)).numpy(), nodes
     model, batches = read_by_batch(adata, model, options.batch_key, layer)
     contexts = Contexts(np.zeros(int(cells.sum()), np.int64), nodes.ids, model.config.d_model)
     how: dict[str, Any] = {"compute": options.compute, "total": int(cells.sum()), "contexts": contexts}
     how["batches"] = None if batches is None else batches[cells]
-    embed_rows(model.backbone, _some(adata, layer, cells), _as_it_reads(adata, model, seed), _Nowhere(), **how)
+    tokenizer = _as_it_reads(adata, model, seed)
+    shown = np.isin(nodes.ids, tokenizer.genes)
+    if shown.all():
+        tell_unlearned(model, nodes.ids)
+    unseen = (
+        f"{int((~shown).sum())} of {len(shown)} genes are none of those on which model {model.name!r} was fine-tuned; "
+        "it is shown no others: leave context= out, or let tl.scgpt_integrate(n_genes=) learn from more"
+    )
+    if shown.sum() < LEAST_GENES:
+        raise ValueError(unseen)
+    if options.shuffled:  # now that the model has been asked what it has learned
+        model = with_shuffled_weights(model, seed)
+    embed_rows(model.backbone, _some(adata, layer, cells), tokenizer, _Nowhere(), **how)
     found = contexts.mean()[0]
     met = ~np.isnan(found).any(axis=1)
     if met.sum() < LEAST_GENES:
         msg = f"{int(met.sum())} of {len(met)} genes are expressed in the cells of context=: {LEAST_GENES} are needed"
-        raise ValueError(msg)
-    if not met.all():
-        logger.warning("%d of %d genes are expressed in no cell of context= and left out", (~met).sum(), len(met))
+        raise ValueError(msg if shown.all() else f"{msg}, and {unseen}")
+    if not shown.all():
+        logger.warning("%s", unseen)
+    if (absent := shown & ~met).any():
+        logger.warning("%d of %d genes are expressed in no cell of context= and left out", absent.sum(), len(met))
     return found[met], nodes.only(met)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import logging
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ logger = logging.getLogger(__name__)
 #: Name of a pathway -> its genes, as the source spells them.
 GeneSets = dict[str, frozenset[str]]
 
-_SUFFIXES = (".gmt", ".gmt.gz")
 _SITE = "https://maayanlab.cloud/Enrichr/"
 _KINDS = (
     ("Ensembl ids", ENSEMBL),
@@ -36,7 +36,7 @@ def gene_sets_of(source: Any) -> GeneSets:
     ----------
     source
         GMT file (`.gmt`, `.gmt.gz`), a mapping of name to genes, or the name of an Enrichr library, which is fetched
-        once by GSEApy and then read from its cache.
+        once by GSEApy and then read from its cache. A name with a suffix or a path is a file's.
 
     Raises
     ------
@@ -50,7 +50,8 @@ def gene_sets_of(source: Any) -> GeneSets:
     if isinstance(source, Mapping):
         return _from_mapping(source)
     if isinstance(source, str):
-        path, named = Path(source), "/" not in source and not source.lower().endswith(_SUFFIXES)
+        path = Path(source)
+        named = path.name == source and not path.suffix and "\\" not in source  # as no library is
         return _from_enrichr(source) if named and not path.exists() else read_gmt(path)
     if isinstance(source, Path):
         return read_gmt(source)
@@ -96,6 +97,14 @@ def read_gmt(path: Path) -> GeneSets:
         msg = f"{path.name} is empty: a GMT file has a line for each pathway (was its download cut off?)"
         raise ValueError(msg)
     return found
+
+
+def check_list(genes: Any, what: str) -> None:
+    """Refuse what is no list of names."""
+    if isinstance(genes, (str, bytes)) or not isinstance(genes, Iterable):
+        kind = "the text " if isinstance(genes, str) else ""
+        msg = f"{what} is {kind}{genes!r:.60}: give a list of genes"
+        raise ValueError(msg)
 
 
 def check_names(genes: Iterable[str], sets: GeneSets, *, columns: Iterable[str] = ()) -> frozenset[str]:
@@ -150,9 +159,7 @@ def _from_mapping(source: Mapping[str, Iterable[str]]) -> GeneSets:
         raise ValueError(msg)
     found: GeneSets = {}
     for name, genes in source.items():
-        if isinstance(genes, str):
-            msg = f"gene_sets[{name!r}] is the text {genes!r}: give a list of genes"
-            raise ValueError(msg)
+        check_list(genes, f"gene_sets[{name!r}]")
         if str(name) in found:
             msg = f"gene_sets has the pathway {str(name)!r} twice, as text and as another type: rename one of them"
             raise ValueError(msg)
@@ -198,7 +205,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, line.rstrip("\r\n")
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         msg = (
             f"{path.name} cannot be read as text ({error}): a GMT file is UTF-8 text, or that packed by gzip (.gmt.gz)"
         )

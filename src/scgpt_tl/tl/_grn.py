@@ -30,7 +30,7 @@ from scgpt_tl.tl._activity import activity
 from scgpt_tl.tl._embed import _check_input
 from scgpt_tl.tl._features import cells_of_context, gene_features
 from scgpt_tl.tl._network import METHODS, GrnOptions, Options, check_choice, groups_of, nodes_of
-from scgpt_tl.tl._pairwise import check_layer, check_size, pair_scores, with_shuffled_weights
+from scgpt_tl.tl._pairwise import check_layer, check_size, pair_scores
 from scgpt_tl.tl._programs import best_resolution, coarser, gene_graph, programs, usual_resolution
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+    from scgpt_tl.genes.match import GeneMatch
     from scgpt_tl.models.model import Model
     from scgpt_tl.tl._network import Groups, Nodes
 
@@ -117,17 +118,20 @@ def scgpt_grn(  # noqa: PLR0913 (each is a choice of its own; options of a metho
         - "knockout": `effect` ("prediction" or "embedding").
         - All that use a network: `shuffled` (False; True permutes its weights, so that nothing learned is left),
           `batch_key` (for models that normalise each batch apart, and only these).
-        - All: `min_cells` (10; a smaller group is left out, a smaller control refused); where and how to compute, as in
-          `tl.scgpt_embed`: `device`, `dtype`, `max_memory`, `max_tokens`, `progress`.
+        - All: `min_cells` (10; a smaller group is left out, as is a knock-out in a group where fewer cells express the
+          regulator; a smaller control is refused); where and how to compute, as in `tl.scgpt_embed`: `device`, `dtype`,
+          `max_memory`, `max_tokens`, `progress`.
 
     Returns
     -------
     None, or with `copy` the copy. Sets, when all is done:
 
     `.uns["scgpt_grn"]` : dict
-        `method`, `params`, `groups` and their `n_cells`, `control` ("" for none), `genes`, `regulators`; for
-        "embedding" also `resolutions` (a row for each: programs, genes in them, modularity), the `resolution` that was
-        taken, and with `groupby` the `activity` (groups x programs).
+        `method`, `params`, `groups` and their `n_cells`, `control` ("" for none), `genes` and `regulators`, and their
+        names in the vocabulary: `gene_symbols`, `regulator_symbols`; for "knockout" also `n_expressing` (n_groups,
+        n_regulators), cells that express each regulator (without `regulators`, each of `genes`); for "embedding" also
+        `resolutions` (a row for each: programs, genes in them, modularity), the `resolution` that was taken, and with
+        `groupby` the `activity` (groups x programs).
 
     With "embedding":
 
@@ -143,8 +147,8 @@ def scgpt_grn(  # noqa: PLR0913 (each is a choice of its own; options of a metho
     With the other methods, and `regulators`:
 
     `.varm["scgpt_grn"]` : float32 (n_vars, n_groups, n_regulators)
-        Score of each target for each regulator; NaN for genes that were not chosen, and, of a knock-out, where no cell
-        of the group expresses the regulator.
+        Score of each target for each regulator; NaN for genes that were not chosen, and, of a knock-out, where fewer
+        than `min_cells` cells of the group express the regulator.
 
     Without:
 
@@ -158,8 +162,8 @@ def scgpt_grn(  # noqa: PLR0913 (each is a choice of its own; options of a metho
     ------
     ValueError
         Fewer than three genes, no regulator left, a group or control that is not there or too small, too many genes
-        that nobody chose, no program (the message names a resolution that gives some), an option that the method does
-        not hear, values that cannot be read, a slot that holds something else.
+        that nobody chose, or for the machine's memory, no program (the message names a resolution that gives some), an
+        option that the method does not hear, values that cannot be read, a slot that holds something else.
     KeyError
         No such column or layer.
     TypeError
@@ -210,27 +214,30 @@ def scgpt_grn(  # noqa: PLR0913 (each is a choice of its own; options of a metho
     _check_arguments(adata, method, key_added, {"control": control, "regulators": regulators}, copy=copy)
     loaded = load_model(model)
     _check_input(adata, replace(loaded, config=replace(loaded.config, input_norm="none")), layer, None)
-    nodes, how = nodes_of(adata, genes_of(adata, loaded.vocab), genes=genes, regulators=regulators)
+    match = genes_of(adata, loaded.vocab)
+    nodes, how = nodes_of(adata, match, genes=genes, regulators=regulators)
     counted = groupby is not None or method != "embedding" or asked.context is not False
     groups = groups_of(adata, groupby, control, min_cells=asked.min_cells if counted else 0)
     places = keys.places(method, len(groups.names), with_regulators=regulators is not None)
-    refuse_foreign(adata, places, key=keys.network, maker=_MAKER, overwrite=overwrite, argument="key_added")
+    own: dict[str, Any] = {"maker": _MAKER, "argument": "key_added", "earlier": keys.earlier(adata)}
+    refuse_foreign(adata, places, key=keys.network, overwrite=overwrite, **own)
     params = {"model": loaded.name, "weights_sha256": loaded.sha256, "seed": seed, "genes": how}
     params |= {"layer": "X" if layer is None else layer, "groupby": groupby or "", **asked.told(method)}
     params |= {"device": str(device), "dtype": str(asked.compute.torch_dtype(device)).removeprefix("torch.")}
-    if asked.shuffled:
-        loaded = with_shuffled_weights(loaded, seed)
     what: dict[str, Any] = {"layer": layer, "seed": seed}
     if method == "embedding":
         found = _programs(adata, loaded, nodes, groups, asked, keys, **what)
     else:
+        n_known = len(np.unique(match.ids[match.ids >= 0]))
         size = None if nodes.regulators is None else len(nodes.regulators)
-        check_size(method, len(nodes.ids), len(groups.names), size, chosen=not how.startswith("all "))
+        check_size(method, len(nodes.ids), len(groups.names), size, chosen=len(nodes.ids) < n_known)
         check_layer(loaded, asked.attention_layer)
-        scores = pair_scores(adata, loaded, nodes, groups, asked, method=method, **what)
+        scores, cells = pair_scores(adata, loaded, nodes, groups, asked, method=method, **what)
         found = _pairs(adata, nodes, scores, places, keys)
-        found.uns["genes"] = _names(adata, np.sort(nodes.columns))
-    found.uns |= {OWNER: _MAKER, "method": method, "params": params | _versions(), **_said(adata, nodes, groups)}
+        if cells is not None:
+            found.uns["n_expressing"] = cells if size else cells[:, np.argsort(nodes.columns)]
+    said = _said(adata, match, nodes, groups, found.columns)
+    found.uns |= {OWNER: _MAKER, "method": method, "params": params | _versions(), **said}
     if groupby is not None and found.obsm:
         found.uns["activity"] = _means(found.obsm[keys.program], groups)
     if copy:
@@ -266,6 +273,14 @@ class _Keys:
         several = tuple(f"{self.network}_{i}" for i in range(n_groups))
         return {"varp": several if n_groups > 1 else (self.network,), "uns": (self.network,)}
 
+    def earlier(self, adata: AnnData) -> dict[str, tuple[str, ...]]:
+        """What a run of ours has written here before."""
+        if not is_ours(adata, key=self.network, maker=_MAKER):
+            return {}
+        run = adata.uns[self.network]
+        with_regulators = np.size(run["regulators"]) > 0
+        return self.places(str(run["method"]), np.size(run["groups"]), with_regulators=with_regulators)
+
 
 @dataclass
 class _Found:
@@ -277,6 +292,8 @@ class _Found:
     obsm: dict[str, Any] = field(default_factory=dict)
     uns: dict[str, Any] = field(default_factory=dict)
     """The entry of this call."""
+    columns: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    """(M,) of the genes that have results, ascending."""
 
 
 def _check_arguments(adata: Any, method: str, key_added: str | None, asked: dict[str, Any], *, copy: bool) -> None:
@@ -319,22 +336,22 @@ def _programs(
         varp={keys.network: sparse.csr_matrix((cosines.data, (rows, columns)), (adata.n_vars, adata.n_vars))},
         varm={keys.program: every},
         var={keys.program: pd.Categorical.from_codes(labels, categories=names)},
-        obsm={keys.program: activity(adata, members, layer=layer, seed=seed)},
+        obsm={keys.program: activity(adata, members, layer=layer, seed=seed, stands=nodes.stands)},
         uns={
             "resolutions": pd.DataFrame({**table, "modularity": modularities}),
             "resolution": tried[best],
-            "genes": _names(adata, np.sort(nodes.columns)),
         },
+        columns=np.sort(nodes.columns),
     )
 
 
 def _pairs(adata: AnnData, nodes: Nodes, scores: np.ndarray, places: dict[str, Any], keys: _Keys) -> _Found:
     """(n_groups, M, M or R) scores by column of the data."""
-    names = _names(adata, np.sort(nodes.columns))
+    chosen = np.sort(nodes.columns)
     if nodes.regulators is not None:
         wide = np.full((adata.n_vars, scores.shape[0], scores.shape[2]), np.nan, np.float32)
         wide[nodes.columns] = scores.transpose(1, 0, 2)
-        return _Found(varm={keys.network: wide}, uns={"genes": names})
+        return _Found(varm={keys.network: wide}, columns=chosen)
     order = np.argsort(nodes.columns)
     columns, n = nodes.columns[order], len(order)
     indptr = np.zeros(adata.n_vars + 1, np.int64)
@@ -342,22 +359,22 @@ def _pairs(adata: AnnData, nodes: Nodes, scores: np.ndarray, places: dict[str, A
     how = np.tile(columns, n), np.cumsum(indptr)
     dense = (group[np.ix_(order, order)].ravel() for group in scores)
     made = [sparse.csr_matrix((values, *how), (adata.n_vars, adata.n_vars)) for values in dense]
-    return _Found(varp=dict(zip(places["varp"], made, strict=True)), uns={"genes": names})
+    return _Found(varp=dict(zip(places["varp"], made, strict=True)), columns=chosen)
 
 
-def _said(adata: AnnData, nodes: Nodes, groups: Groups) -> dict[str, Any]:
+def _said(adata: AnnData, match: GeneMatch, nodes: Nodes, groups: Groups, columns: np.ndarray) -> dict[str, Any]:
     """What of the call is told for every method."""
-    own = [] if nodes.regulators is None else nodes.columns[nodes.regulators]
+    names = adata.var_names.to_numpy(dtype=str)
+    own = np.array([] if nodes.regulators is None else nodes.columns[nodes.regulators], np.int64)
     return {
         "groups": np.array(groups.names, dtype=str),
         "n_cells": groups.counts,
         "control": groups.control,
-        "regulators": _names(adata, np.array(own, np.int64)),
+        "genes": names[columns],
+        "gene_symbols": match.names[columns],
+        "regulators": names[own],
+        "regulator_symbols": match.names[own],
     }
-
-
-def _names(adata: AnnData, columns: np.ndarray) -> np.ndarray:
-    return adata.var_names.to_numpy(dtype=str)[columns]
 
 
 def _means(scores: np.ndarray, groups: Groups) -> pd.DataFrame:
@@ -373,14 +390,10 @@ def _versions() -> dict[str, str]:
 
 def _write(adata: AnnData, found: _Found, keys: _Keys) -> None:
     """All slots, at once; nothing of an earlier run of ours may stand beside them."""
-    if is_ours(adata, key=keys.network, maker=_MAKER):
-        earlier = adata.uns[keys.network]
-        with_regulators = np.size(earlier["regulators"]) > 0
-        old = keys.places(str(earlier["method"]), np.size(earlier["groups"]), with_regulators=with_regulators)
-        for slot, names in old.items():
-            for name in names:
-                if name in getattr(adata, slot):
-                    del getattr(adata, slot)[name]
+    for slot, names in keys.earlier(adata).items():
+        for name in names:
+            if name in getattr(adata, slot):
+                del getattr(adata, slot)[name]
     for slot in ("varp", "varm", "var", "obsm"):
         for name, value in getattr(found, slot).items():
             getattr(adata, slot)[name] = value

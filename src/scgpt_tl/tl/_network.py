@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,12 @@ class Options:
             if not isinstance(value, (int, np.integer)) or value < least:
                 msg = f"{name}={value!r}; give a whole number, {least} or more"
                 raise ValueError(msg)
+        layer: Any = self.attention_layer
+        if not isinstance(layer, (int, np.integer)) or isinstance(layer, bool):
+            msg = f"attention_layer={layer!r}; give a whole number (-1: the last)"
+            raise ValueError(msg)
+        if self.batch_key is not None:
+            check_key("batch_key", self.batch_key)
         for name, among in _CHOICES.items():
             check_choice(name, getattr(self, name), among)
         if self.resolution is not None and not (self.resolution and all(0 < r < np.inf for r in self.resolution)):
@@ -125,6 +132,12 @@ class Nodes:
         """(n_vars,) int64 which of the genes each column is, -1: none."""
         return np.where(self.column_ids >= 0, np.searchsorted(self.ids, self.column_ids), -1)
 
+    @property
+    def stands(self) -> np.ndarray:
+        """(n_vars,) int64 column that stands for each: that of its gene, or itself."""
+        places = self.places
+        return np.where(places >= 0, self.columns[places], np.arange(len(places)))
+
     def only(self, kept: np.ndarray) -> Nodes:
         """Some of them, (M,) bool; of a network without regulators."""
         ids = self.ids[kept]
@@ -143,6 +156,13 @@ def check_choice(name: str, value: Any, among: Sequence[str]) -> None:
         raise ValueError(msg)
 
 
+def check_key(name: str, key: Any) -> None:
+    """Refuse what names no column."""
+    if not isinstance(key, str):
+        msg = f"{name}={key!r}; give the name of one column of .obs"
+        raise ValueError(msg)
+
+
 def nodes_of(
     adata: AnnData, match: GeneMatch, *, genes: Iterable[str] | None, regulators: Iterable[str] | None
 ) -> tuple[Nodes, str]:
@@ -156,7 +176,7 @@ def nodes_of(
     chosen, how = _chosen(adata, match, genes)
     unknown = chosen[match.ids[chosen] < 0]
     if len(unknown) and (genes is not None or "highly_variable" in how):
-        names = _listed(adata.var_names[unknown])
+        names = listed(adata.var_names[unknown])
         logger.warning("%d genes are not in the model's vocabulary and are left out: %s", len(unknown), names)
     known, asked = chosen[match.ids[chosen] >= 0], None
     if regulators is not None:
@@ -184,9 +204,28 @@ def _chosen(adata: AnnData, match: GeneMatch, genes: Iterable[str] | None) -> tu
         found = _found(adata, match, genes, "genes")
         return found, f"the {len(found):,} of genes="
     if "highly_variable" in adata.var:
-        marked = np.flatnonzero(adata.var["highly_variable"].fillna(value=False).to_numpy(dtype=bool))
+        marked = _marked(adata.var["highly_variable"])
         return marked, f'the {len(marked):,} of .var["highly_variable"]'
     return np.flatnonzero(match.ids >= 0), f"all {adata.n_vars:,} genes"
+
+
+def _marked(column: pd.Series) -> np.ndarray:
+    """Columns (n,) of the marked genes; a missing mark is none.
+
+    Raises
+    ------
+    ValueError
+        Text, or other numbers than 0 and 1.
+    """
+    held = column.astype(object)
+    odd = [value for value in pd.unique(held.dropna()) if isinstance(value, str) or value not in (0, 1)]
+    if odd:
+        msg = (
+            f'.var["highly_variable"] holds {listed(map(repr, odd[:3]))}, no marks: make it boolean, as in '
+            'adata.var["highly_variable"].astype(str) == "True"'
+        )
+        raise ValueError(msg)
+    return np.flatnonzero(held.where(held.notna(), other=False).to_numpy(dtype=bool))
 
 
 def _found(adata: AnnData, match: GeneMatch, names: Iterable[str], argument: str) -> np.ndarray:
@@ -195,9 +234,13 @@ def _found(adata: AnnData, match: GeneMatch, names: Iterable[str], argument: str
     Raises
     ------
     ValueError
-        None is to be had.
+        None is to be had, or a mask.
     """
-    asked = list(dict.fromkeys([names] if isinstance(names, str) else map(str, names)))
+    given = [names] if isinstance(names, str) else list(names)
+    if any(isinstance(name, (bool, np.bool_)) for name in given):
+        msg = f"{argument}= is a mask of booleans, and takes names: give {argument}=adata.var_names[mask]"
+        raise ValueError(msg)
+    asked = list(dict.fromkeys(map(str, given)))
     place: dict[str, int] = {}
     for source in (adata.var_names, match.names):
         for column, name in enumerate(map(str, source)):
@@ -206,7 +249,7 @@ def _found(adata: AnnData, match: GeneMatch, names: Iterable[str], argument: str
     absent = [name for name in asked if name not in place]
     outside = [name for name in asked if name in place and match.ids[place[name]] < 0]
     reasons = [
-        f"{what}: {_listed(lost)}"
+        f"{what}: {listed(lost)}"
         for what, lost in (("not in the data", absent), ("not in the model's vocabulary", outside))
         if lost
     ]
@@ -231,12 +274,13 @@ def _one_each(adata: AnnData, match: GeneMatch, columns: np.ndarray) -> np.ndarr
         kept = [f"{match.names[i]} (by {str(names[i])!r})" for i in order[first] if match.ids[i] in twice]
         logger.warning(
             "%d genes stand in several columns: values are summed, and results lie at one of these: %s",
-            len(kept), _listed(kept),
+            len(kept), listed(kept),
         )  # fmt: skip
     return order[first]
 
 
-def _listed(names: Iterable[Any]) -> str:
+def listed(names: Iterable[Any]) -> str:
+    """The first of them."""
     names = list(map(str, names))
     return ", ".join(names[:_SHOWN]) + (f", ... ({len(names)} in all)" if len(names) > _SHOWN else "")
 
@@ -273,7 +317,8 @@ def groups_of(adata: AnnData, groupby: str | None, control: str | None, *, min_c
     KeyError
         No such column.
     ValueError
-        Measurements, no such control, a control or all groups too small, no group beside the control.
+        Measurements, values that read alike, no such control, a control or all groups too small, no group beside the
+        control.
     """
     if groupby is None:
         if control is not None:
@@ -281,18 +326,22 @@ def groups_of(adata: AnnData, groupby: str | None, control: str | None, *, min_c
             raise ValueError(msg)
         _check_cells({"all": adata.n_obs}, "the data", min_cells)
         return Groups(("all",), np.zeros(adata.n_obs, np.int64))
+    check_key("groupby", groupby)
     column, missing = _column(adata, groupby, "groupby", "groups")
     if n := int(missing.sum()):
         logger.warning("%d of %d cells have no group in %r and are left out", n, adata.n_obs, groupby)
     text = column.astype(str).to_numpy(dtype=object)
     order = getattr(adata.obs[groupby].dtype, "categories", None)
-    held = set(text[~missing])
-    names = sorted(held) if order is None else [name for name in map(str, order) if name in held]
+    held = Counter(map(str, pd.unique(column[~missing])))
+    if twice := [name for name, n in held.items() if n > 1]:
+        msg = f"groupby={groupby!r} holds values that read alike, of several types: {listed(twice)}; make them one type"
+        raise ValueError(msg)
+    names = sorted(held) if order is None else list(dict.fromkeys(name for name in map(str, order) if name in held))
     codes = pd.Categorical(np.where(missing, None, text), categories=names).codes.astype(np.int64)
     sizes = dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True))
     if control is not None and str(control) not in sizes:
         near = nearest(control, names[:_SHOWN])
-        msg = f"control={control!r} is no group of .obs[{groupby!r}]; {near} (groups: {_listed(names)})"
+        msg = f"control={control!r} is no group of .obs[{groupby!r}]; {near} (groups: {listed(names)})"
         raise ValueError(msg)
     _check_cells(sizes, f".obs[{groupby!r}]", min_cells, control=None if control is None else str(control))
     kept = [name for name in names if sizes[name] >= min_cells]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -36,12 +37,25 @@ class PathwayTest:
         if self.correction not in ("bonferroni", "fdr"):
             msg = f"correction={self.correction!r}; {nearest(self.correction, ('bonferroni', 'fdr'))}"
             raise ValueError(msg)
-        if not 0 < self.cutoff <= 1:
-            msg = f"cutoff={self.cutoff}: an adjusted p is above 0 and at most 1"
+        cutoff: Any = self.cutoff
+        if not (isinstance(cutoff, Real) and 0 < float(cutoff) <= 1):
+            msg = f"cutoff={cutoff!r}: an adjusted p is a number above 0 and at most 1"
             raise ValueError(msg)
-        if self.min_size < 1 or (self.max_size is not None and self.max_size < self.min_size):
-            msg = f"min_size={self.min_size} and max_size={self.max_size}: give 1 <= min_size <= max_size"
+        sizes: list[Any] = [1, self.min_size] + ([] if self.max_size is None else [self.max_size])
+        if not all(isinstance(size, Integral) for size in sizes) or sizes != sorted(sizes):
+            said = f"min_size={self.min_size!r} and max_size={self.max_size!r}"
+            msg = f"{said}: give whole numbers, 1 <= min_size <= max_size"
             raise ValueError(msg)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], *, beside: Iterable[str] = ()) -> PathwayTest:
+        """Build from keywords; an unknown one is refused with the nearest name, of ours or of those `beside` them."""
+        names = [f.name for f in fields(cls)]
+        for key in options:
+            if key not in names:
+                msg = f"unexpected argument {key!r}; {nearest(key, [*names, *beside])}"
+                raise TypeError(msg)
+        return cls(**options)
 
     def pathways(self, sets: GeneSets, background: frozenset[str]) -> GeneSets:
         """The pathways to be tested, cut down to the background.

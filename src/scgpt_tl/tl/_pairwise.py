@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from scgpt_tl.engine.shuffle import shuffled
 from scgpt_tl.pp._blocks import open_layer
 from scgpt_tl.pp._logs import is_counts
 from scgpt_tl.tl._batches import read_batches
+from scgpt_tl.tl._network import listed
 from scgpt_tl.tokens.tokenize import Tokenizer
 
 if TYPE_CHECKING:
@@ -29,27 +31,41 @@ logger = logging.getLogger(__name__)
 
 MOST_GENES = 5000  # that are taken without having been chosen
 _MANY_PASSES = 100_000
+_TUNED = ("finetune", "lora")  # methods of tl.scgpt_annotate that change the network; a head does not
 
 
 def check_size(method: str, n_genes: int, n_groups: int, n_regulators: int | None, *, chosen: bool) -> None:
-    """Refuse a network of all genes that nobody chose.
+    """Refuse a network of all genes that nobody chose, and any that the machine cannot hold.
 
     Raises
     ------
     ValueError
-        There are more than 5,000; the message says what memory they would need.
+        All, and more than 5,000; or too many for its memory. The message says what memory they would need.
     """
-    if chosen or n_genes <= MOST_GENES:
-        return
     pairs = n_genes * (n_genes if n_regulators is None else n_regulators) * n_groups
     one_map = n_genes**2 if method != "knockout" else 0
-    gigabytes = 12 * (pairs + one_map) / 1e9  # a sum and a score a pair, scores and ranks of a map
-    msg = (
-        f"method={method!r} on all {n_genes:,} genes would need about {gigabytes:.1f} GB, and time that grows as their "
-        f"square: above {MOST_GENES:,} genes they must be chosen. Mark the most variable ones with "
-        "scgpt_tl.pp.select_genes(adata, n_genes=1200), or name them with genes="
-    )
-    raise ValueError(msg)
+    needed, there = 12 * (pairs + one_map), memory()  # a sum and a score a pair, scores and ranks of a map
+    need, mend = f"would need about {needed / 1e9:.1f} GB", "scgpt_tl.pp.select_genes(adata, n_genes=1200)"
+    if needed > there:
+        msg = (
+            f"method={method!r} on {n_genes:,} genes in {n_groups:,} groups {need}, and this machine has "
+            f"{there / 1e9:.1f} GB: take fewer genes, as {mend} marks them, fewer groups, or name regulators="
+        )
+        raise ValueError(msg)
+    if n_genes > MOST_GENES and not chosen:
+        msg = (
+            f"method={method!r} on all {n_genes:,} genes {need}, and time that grows as their square: above "
+            f"{MOST_GENES:,} genes they must be chosen. Mark the most variable with {mend}, or name some with genes="
+        )
+        raise ValueError(msg)
+
+
+def memory() -> float:
+    """Bytes of this machine; infinite where it does not say."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, OSError, ValueError):  # Windows
+        return np.inf
 
 
 def check_layer(model: Model, layer: int) -> None:
@@ -104,24 +120,73 @@ def read_by_batch(
 def pair_scores(
     adata: AnnData, model: Model, nodes: Nodes, groups: Groups, options: Options, *, method: str, layer: str | None,
     seed: int,
-) -> np.ndarray:  # fmt: skip
-    """(n_groups, M, M or R) float32, [group, target, regulator]."""
+) -> tuple[np.ndarray, np.ndarray | None]:  # fmt: skip
+    """(n_groups, M, M or R) float32, [group, target, regulator]; of a knock-out also (n_groups, M or R) int64 cells."""
     n_groups = len(groups.names)
     if method == "coexpression":
         rows, counts = open_layer(adata, layer).blocks(ROWS), is_counts(adata, layer)
-        return spearman(rows, nodes.places, groups.codes, n_groups, counts=counts, regulators=nodes.regulators)
+        return spearman(rows, nodes.places, groups.codes, n_groups, counts=counts, regulators=nodes.regulators), None
+    tell_unlearned(model, nodes.ids)
     model, batches = read_by_batch(adata, model, options.batch_key, layer)
     how: dict[str, Any] = {"groups": groups.codes, "n_groups": n_groups, "compute": options.compute}
     how |= {"total": adata.n_obs, "batches": batches, "regulators": nodes.regulators}
     rows, tokenizer = open_layer(adata, layer).blocks(MAP_ROWS), _all_in_every_cell(model, nodes, seed)
+    if options.shuffled:  # now that the model has been asked what it has learned
+        model = with_shuffled_weights(model, seed)
     if method == "attention":
-        return attention_scores(model.backbone, rows, tokenizer, layer=options.attention_layer, **how)
+        return attention_scores(model.backbone, rows, tokenizer, layer=options.attention_layer, **how), None
     if nodes.regulators is None:
         how["regulators"] = np.arange(len(nodes.ids))
     passes = len(how["regulators"]) * int(groups.counts.sum())
     if passes > _MANY_PASSES:
         logger.warning("%s passes of the network (regulators x cells); regulators= names fewer", f"{passes:,}")
-    return knockout_scores(model.network, rows, tokenizer, effect=options.effect, **how)
+    scores, cells = knockout_scores(model.network, rows, tokenizer, effect=options.effect, **how)
+    names = adata.var_names[nodes.columns[how["regulators"]]]
+    return _of_enough_cells(scores, cells, names.tolist(), groups.names, options.min_cells), cells
+
+
+def _of_enough_cells(
+    scores: np.ndarray, cells: np.ndarray, regulators: list[str], groups: tuple[str, ...], least: int
+) -> np.ndarray:
+    """(G, M, R) scores, those of a regulator that fewer cells (G, R) of a group express NaN, and told.
+
+    Raises
+    ------
+    ValueError
+        None is left.
+    """
+    few = cells < least
+    if not few.any():
+        return scores
+    by_size = sorted(np.argwhere(few).tolist(), key=lambda at: (-cells[at[0], at[1]], at))
+    said = listed(f"{regulators[r]} in {groups[g]!r} ({cells[g, r]})" for g, r in by_size)
+    if few.all():
+        msg = (
+            f"no regulator is expressed in min_cells={least} cells of a group: {said}; name others with regulators=, "
+            "join groups, or give a smaller min_cells"
+        )
+        raise ValueError(msg)
+    logger.warning("knock-outs of regulators that fewer than min_cells=%d cells express are left out: %s", least, said)
+    return np.where(few[:, None, :], np.float32(np.nan), scores)
+
+
+def tell_unlearned(model: Model, ids: np.ndarray) -> None:
+    """Say how many of these genes (M,) a fine-tuned model did not see when it was tuned."""
+    learned = _learned(model)
+    if learned is not None and (n := int((~np.isin(ids, learned)).sum())):
+        logger.warning(
+            "%d of %d genes are not among the %d on which model %r was fine-tuned: what it has learned of them is from "
+            "before, and did not change with the rest; genes= names others", n, len(ids), len(learned), model.name,
+        )  # fmt: skip
+
+
+def _learned(model: Model) -> np.ndarray | None:
+    """Ids of the genes on which a model was fine-tuned; None: it was not, or does not say."""
+    if "integration" in model.provenance:
+        return model.vocab.ids(list(model.provenance["integration"]["genes"]))
+    if model.provenance.get("annotation", {}).get("method") in _TUNED:
+        return model.arrays.get("genes")
+    return None
 
 
 def _all_in_every_cell(model: Model, nodes: Nodes, seed: int) -> Tokenizer:
