@@ -110,8 +110,9 @@ def test_a_folder_embeds_the_same_cells_the_same(made):
         assert "X_scGPT" not in some.obsm  # its model is not at hand
 
 
-def test_paper_keeps_batches_apart_in_statistics(base, cells):
+def test_paper_keeps_batches_apart_in_statistics(base, cells, caplog: pytest.LogCaptureFixture):
     model = integrate(cells, base, preset="paper", return_model=True)
+    assert "small models have preset='auto'" in caplog.text
     assert model.config.input_norm == "domain"
     assert set(model.provenance["recipe"]["weights"]) == {"gep", "gep_zeros", "gepc", "gepc_zeros", "ecs", "dar"}
     assert model.provenance["train"]["zeros"]

@@ -44,7 +44,7 @@ NEW_BATCHES = ("mean", "adapt", "refuse")
 PRESETS: Mapping[str, Recipe] = {"auto": INTEGRATION_KIN, "paper": INTEGRATION}
 
 _FORMAT = 2  # 1: before the first release, running statistics
-_SMALL = 256  # width below which a network takes larger steps than the published 51 M one
+SMALL = 256  # width below which a network takes larger steps than the published 51 M one
 _SHOWN = 12_000  # cells that a small network is shown in all
 _TOKENS = 32_768  # of a minibatch whose statistics are taken
 
@@ -80,7 +80,7 @@ def _default(preset: str, config: ModelConfig, n_cells: int) -> TrainConfig:
     paper = replace(FINETUNE, epochs=15, cells=64, max_length=1201, zeros=True)
     if preset == "paper":
         return paper
-    if config.d_model >= _SMALL:
+    if config.d_model >= SMALL:
         return replace(paper, zeros=False)
     epochs = min(8, max(3, -(-_SHOWN // max(1, n_cells))))
     how: dict[str, Any] = {"schedule": "cosine", "warmup": 0.05, "held_out": 0.05, "keep": "last"}

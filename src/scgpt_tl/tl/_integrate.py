@@ -13,7 +13,7 @@ import numpy as np
 import scgpt_tl
 from scgpt_tl._random import as_seed
 from scgpt_tl._slots import OWNER, SLOTS, check_anndata, copied, refuse_backed_view, refuse_embed_s, refuse_foreign
-from scgpt_tl.engine.integrate import NEW_BATCHES, PRESETS, Integrator, Lesson, check_choice, learn, train_for
+from scgpt_tl.engine.integrate import NEW_BATCHES, PRESETS, SMALL, Integrator, Lesson, check_choice, learn, train_for
 from scgpt_tl.engine.predict import ROWS, Seen
 from scgpt_tl.engine.study import Source
 from scgpt_tl.models.model import load_model
@@ -78,7 +78,8 @@ def scgpt_integrate(  # noqa: PLR0913 (each is a choice of its own; how to train
         Column of `.obs` with cell types, to check whether they are as well apart as before; they teach nothing.
     preset
         - "paper": as published. Masked values, from genes and from the cell (GEP, GEPC), with the probability of zero;
-          ECS, DAR, statistics of each batch (DSBN); genes that a cell does not express are shown; 15 epochs.
+          ECS, DAR, statistics of each batch (DSBN); genes that a cell does not express are shown; 15 epochs. For the
+          published weights: small models get worse by it, and are warned of.
         - "auto": ours, for a CPU. Masked values, and cells that lie together in the zero-shot embedding, across
           batches, must find each other; zeros are dropped.
     n_genes
@@ -237,6 +238,12 @@ def _learned(adata: AnnData, cells: _Cells, model: Model, asked: _Asked) -> _Mad
     """Fine-tune a model on these cells, and embed them with it."""
     batches = cells.batches
     check_several(batches, asked.batch_key)
+    if asked.preset == "paper" and model.config.d_model < SMALL:
+        logger.warning(
+            "preset='paper' is made for the published weights, 512 wide: model %r (%d wide) does not get used to a "
+            "norm for each batch in 15 epochs, and types mixed where it was tried; small models have preset='auto'",
+            model.name, model.config.d_model,
+        )  # fmt: skip
     train = train_for(asked.preset, model.config, asked.train, adata.n_obs)
     compute = compute_of(train)
     match = genes_of(adata, model.vocab)
