@@ -164,6 +164,7 @@ def test_clusters_are_scanpys(blobs):
 
 @pytest.mark.filterwarnings("ignore:In the future, the default backend for leiden:FutureWarning")  # scanpy's
 def test_leidenalg_finds_the_same_clouds(blobs):
+    pytest.importorskip("leidenalg")
     graph = c.neighbour_graph(blobs[0])
     holder = ad.AnnData(obs=pd.DataFrame(index=[str(i) for i in range(120)]))
     sc.tl.leiden(holder, adjacency=graph.tocsr(), resolution=2.0, flavor="leidenalg", n_iterations=-1, directed=False)

@@ -51,6 +51,8 @@ def test_three_genes_are_enough_for_a_graph():
 
 @pytest.mark.parametrize("flavor", ["igraph", "leidenalg"])
 def test_kinds_are_found_and_numbered_by_size(features: np.ndarray, graph, flavor: str):
+    if flavor != "igraph":
+        pytest.importorskip(flavor)
     kind = features[:, -1].astype(int)
     found, modularities = programs(graph[1], [0.1], min_genes=5, flavor=flavor)
     assert (found.dtype, found.shape, modularities.shape) == (np.int32, (90, 1), (1,))
