@@ -9,7 +9,7 @@ import pytest
 
 from scgpt_tl.core.config import ModelConfig
 from scgpt_tl.engine.config import TrainConfig
-from scgpt_tl.engine.integrate import PRESETS, Integrator, check_choice, train_for
+from scgpt_tl.engine.integrate import PRESETS, Integrator, train_for
 from scgpt_tl.engine.recipes import INTEGRATION
 
 SMALL = ModelConfig(n_tokens=20, pad_id=17, cls_id=18, d_model=128, n_heads=4)
@@ -45,12 +45,6 @@ def test_what_the_user_gives_is_taken():
     assert train_for("auto", SMALL, given, 100) is given
     with pytest.raises(ValueError, match="devices=2, nodes=1: integration learns in one process"):
         train_for("auto", SMALL, TrainConfig(devices=2), 100)
-
-
-def test_choices():
-    assert check_choice("preset", "paper", PRESETS) == "paper"
-    with pytest.raises(ValueError, match="preset='Auto' is unknown; did you mean 'auto'"):
-        check_choice("preset", "Auto", PRESETS)
 
 
 def test_a_model_that_has_not_learned():

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from scgpt_tl._compat import need
-from scgpt_tl._nearest import nearest
+from scgpt_tl._nearest import check_choice
 from scgpt_tl._random import Purpose, mix_words, stream_key
 from scgpt_tl.engine.annotator import METHODS, TRAINED, Annotator
 from scgpt_tl.engine.calling import ENOUGH, Calling
@@ -59,9 +59,7 @@ def check_method(method: str) -> str:
     ImportError
         It needs a package that is not installed.
     """
-    if method not in METHODS:
-        msg = f"method={method!r} is unknown; {nearest(method, METHODS)}"
-        raise ValueError(msg)
+    check_choice("method", method, METHODS)
     if method == "lora":
         need("peft", extra="lora")
     return method

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 
 from scgpt_tl._files import replacing
-from scgpt_tl._nearest import nearest
 from scgpt_tl.core.scgpt import Network
 from scgpt_tl.engine.config import FINETUNE, TrainConfig
 from scgpt_tl.engine.finetune import finetune
@@ -47,14 +46,6 @@ _FORMAT = 2  # 1: before the first release, running statistics
 SMALL = 256  # width below which a network takes larger steps than the published 51 M one
 _SHOWN = 12_000  # cells that a small network is shown in all
 _TOKENS = 32_768  # of a minibatch whose statistics are taken
-
-
-def check_choice(name: str, value: str, among: Iterable[str]) -> str:
-    """The value, if it is one of these; the error has the nearest."""
-    if value not in tuple(among):
-        msg = f"{name}={value!r} is unknown; {nearest(value, tuple(among))}"
-        raise ValueError(msg)
-    return value
 
 
 def train_for(

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
-from scgpt_tl._nearest import nearest
+from scgpt_tl._nearest import refuse_unknown
 from scgpt_tl.engine._fields import parse_bytes
 from scgpt_tl.tokens.tokenize import TokenBlock, Tokenizer, ahead
 
@@ -60,11 +60,7 @@ class Compute:
     @classmethod
     def of(cls, options: Mapping[str, Any], *, beside: Iterable[str] = ()) -> Compute:
         """Build from keywords; an unknown one is refused with the nearest name, of ours or of those `beside` them."""
-        names = [f.name for f in fields(cls)]
-        for key in options:
-            if key not in names:
-                msg = f"unexpected argument {key!r}; {nearest(key, [*names, *beside])}"
-                raise TypeError(msg)
+        refuse_unknown(options, [f.name for f in fields(cls)], beside=beside)
         return cls(**options)
 
     def torch_device(self) -> torch.device:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import scgpt_tl
+from scgpt_tl._nearest import check_choice
 from scgpt_tl._random import as_seed
 from scgpt_tl._slots import OWNER, SLOTS, check_anndata, copied, refuse_backed_view, refuse_embed_s, refuse_foreign
-from scgpt_tl.engine.integrate import NEW_BATCHES, PRESETS, SMALL, Integrator, Lesson, check_choice, learn, train_for
+from scgpt_tl.engine.integrate import NEW_BATCHES, PRESETS, SMALL, Integrator, Lesson, learn, train_for
 from scgpt_tl.engine.predict import ROWS, Seen
 from scgpt_tl.engine.study import Source
 from scgpt_tl.models.model import load_model

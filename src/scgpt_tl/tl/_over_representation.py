@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.stats import false_discovery_control
 
 from scgpt_tl._compat import need
-from scgpt_tl._nearest import nearest
+from scgpt_tl._nearest import check_choice, refuse_unknown
 
 if TYPE_CHECKING:
     from scgpt_tl.tl._gene_sets import GeneSets
@@ -34,9 +34,7 @@ class PathwayTest:
     max_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.correction not in ("bonferroni", "fdr"):
-            msg = f"correction={self.correction!r}; {nearest(self.correction, ('bonferroni', 'fdr'))}"
-            raise ValueError(msg)
+        check_choice("correction", self.correction, ("bonferroni", "fdr"))
         cutoff: Any = self.cutoff
         if not (isinstance(cutoff, Real) and 0 < float(cutoff) <= 1):
             msg = f"cutoff={cutoff!r}: an adjusted p is a number above 0 and at most 1"
@@ -50,11 +48,7 @@ class PathwayTest:
     @classmethod
     def of(cls, options: Mapping[str, Any], *, beside: Iterable[str] = ()) -> PathwayTest:
         """Build from keywords; an unknown one is refused with the nearest name, of ours or of those `beside` them."""
-        names = [f.name for f in fields(cls)]
-        for key in options:
-            if key not in names:
-                msg = f"unexpected argument {key!r}; {nearest(key, [*names, *beside])}"
-                raise TypeError(msg)
+        refuse_unknown(options, [f.name for f in fields(cls)], beside=beside)
         return cls(**options)
 
     def pathways(self, sets: GeneSets, background: frozenset[str]) -> GeneSets:
