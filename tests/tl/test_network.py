@@ -9,6 +9,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import sparse
 
 from scgpt_tl.models.model import load_model
@@ -255,3 +256,16 @@ def test_without_groups():
     adata.obs["h"] = np.linspace(0, 1, 4)
     with pytest.raises(ValueError, match="groupby='h' holds numbers with fractions"):
         groups_of(adata, "h", None, min_cells=1)
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype", "told"),
+    [
+        ("knockout", "auto", "float32"),
+        ("knockout", "bfloat16", "bfloat16"),
+        ("attention", "auto", "bfloat16"),
+    ],
+)
+def test_the_type_that_is_told_is_the_one_that_computes(method: str, dtype: str, told: str):
+    options = Options.of(method, {"dtype": dtype}, beside=())
+    assert options.dtype_told(method, torch.device("cuda")) == told

@@ -26,6 +26,7 @@ from scgpt_tl._slots import (
 )
 from scgpt_tl.genes.match import KNOWN_COLUMNS
 from scgpt_tl.tl._gene_sets import check_list, check_names, gene_sets_of
+from scgpt_tl.tl._grn_slots import MAKER as NETWORK
 from scgpt_tl.tl._over_representation import Correction, PathwayTest, over_representation
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from scgpt_tl.tl._gene_sets import GeneSets
 
 logger = logging.getLogger(__name__)
-_MAKER, _NETWORK = "tl.scgpt_enrich", "tl.scgpt_grn"
+_MAKER = "tl.scgpt_enrich"
 
 
 def scgpt_enrich(  # noqa: PLR0913 (each is a choice of its own)
@@ -178,7 +179,7 @@ def _programs(adata: AnnData, key: str) -> dict[str, list[str]]:
     """Genes of each program, the largest first."""
     column = program_key(key)
     if column not in adata.var:
-        if is_ours(adata, key=key, maker=_NETWORK):
+        if is_ours(adata, key=key, maker=NETWORK):
             method = adata.uns[key].get("method")
             msg = (
                 f".uns[{key!r}] is a network by {method!r}, which makes no programs: give gene_lists=, the first "
@@ -212,6 +213,6 @@ def _background(adata: AnnData, key: str, background: Iterable[str] | None) -> t
             msg = f"background={background!r} is one text: give the names of all genes that could have been found"
             raise ValueError(msg)
         return [str(gene) for gene in background], "given"
-    if is_ours(adata, key=key, maker=_NETWORK):
+    if is_ours(adata, key=key, maker=NETWORK):
         return np.atleast_1d(adata.uns[key]["genes"]).astype(str).tolist(), "network"
     return adata.var_names.tolist(), "var_names"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -12,14 +12,12 @@ import torch
 from scipy import sparse
 
 import scgpt_tl
+from scgpt_tl._nearest import check_choice
 from scgpt_tl._random import as_seed
 from scgpt_tl._slots import (
     OWNER,
-    SLOTS,
     check_anndata,
     copied,
-    is_ours,
-    program_key,
     refuse_backed_view,
     refuse_embed_s,
     refuse_foreign,
@@ -29,7 +27,8 @@ from scgpt_tl.pp._genes import genes_of
 from scgpt_tl.tl._activity import activity
 from scgpt_tl.tl._embed import _check_input
 from scgpt_tl.tl._features import cells_of_context, gene_features
-from scgpt_tl.tl._network import METHODS, GrnOptions, Options, check_choice, groups_of, nodes_of
+from scgpt_tl.tl._grn_slots import MAKER, Found, Keys
+from scgpt_tl.tl._network import METHODS, GrnOptions, Options, groups_of, nodes_of
 from scgpt_tl.tl._pairwise import check_layer, check_size, pair_scores
 from scgpt_tl.tl._programs import best_resolution, coarser, gene_graph, programs, usual_resolution
 
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
     from scgpt_tl.genes.match import GeneMatch
     from scgpt_tl.models.model import Model
     from scgpt_tl.tl._network import Groups, Nodes
-
-_MAKER = "tl.scgpt_grn"
 
 
 def scgpt_grn(  # noqa: PLR0913 (each is a choice of its own; options of a method are grouped)
@@ -209,7 +206,7 @@ def scgpt_grn(  # noqa: PLR0913 (each is a choice of its own; options of a metho
     >>> scgpt_tl.get.grn_df(adata, setting="difference", n_top=20)
     """
     check_choice("method", method, METHODS)
-    asked, keys, seed = Options.of(method, options, beside=_ARGUMENTS), _Keys.of(key_added), as_seed(rng)
+    asked, keys, seed = Options.of(method, options, beside=_ARGUMENTS), Keys.of(key_added), as_seed(rng)
     device = asked.compute.torch_device()
     _check_arguments(adata, method, key_added, {"control": control, "regulators": regulators}, copy=copy)
     loaded = load_model(model)
@@ -219,11 +216,12 @@ def scgpt_grn(  # noqa: PLR0913 (each is a choice of its own; options of a metho
     counted = groupby is not None or method != "embedding" or asked.context is not False
     groups = groups_of(adata, groupby, control, min_cells=asked.min_cells if counted else 0)
     places = keys.places(method, len(groups.names), with_regulators=regulators is not None)
-    own: dict[str, Any] = {"maker": _MAKER, "argument": "key_added", "earlier": keys.earlier(adata)}
+    own: dict[str, Any] = {"maker": MAKER, "argument": "key_added", "earlier": keys.earlier(adata)}
     refuse_foreign(adata, places, key=keys.network, overwrite=overwrite, **own)
     params = {"model": loaded.name, "weights_sha256": loaded.sha256, "seed": seed, "genes": how}
     params |= {"layer": "X" if layer is None else layer, "groupby": groupby or "", **asked.told(method)}
-    params |= {"device": str(device), "dtype": str(asked.compute.torch_dtype(device)).removeprefix("torch.")}
+    params |= {"device": str(device), "dtype": asked.dtype_told(method, device)}
+    params |= {"scgpt_tl": scgpt_tl.__version__, "torch": str(torch.__version__)}
     what: dict[str, Any] = {"layer": layer, "seed": seed}
     if method == "embedding":
         found = _programs(adata, loaded, nodes, groups, asked, keys, **what)
@@ -237,63 +235,17 @@ def scgpt_grn(  # noqa: PLR0913 (each is a choice of its own; options of a metho
         if cells is not None:
             found.uns["n_expressing"] = cells if size else cells[:, np.argsort(nodes.columns)]
     said = _said(adata, match, nodes, groups, found.columns)
-    found.uns |= {OWNER: _MAKER, "method": method, "params": params | _versions(), **said}
+    found.uns |= {OWNER: MAKER, "method": method, "params": params, **said}
     if groupby is not None and found.obsm:
         found.uns["activity"] = _means(found.obsm[keys.program], groups)
     if copy:
         adata = copied(adata)
-    _write(adata, found, keys)
+    keys.write(adata, found)
     return adata if copy else None
 
 
 #: Names that a misspelt argument may have meant.
 _ARGUMENTS = tuple(name for name in scgpt_grn.__kwdefaults__ or ())
-
-
-@dataclass(frozen=True)
-class _Keys:
-    """Where this call writes."""
-
-    network: str
-    program: str
-
-    @classmethod
-    def of(cls, key_added: str | None) -> _Keys:
-        """The default keys, or those made of one name."""
-        network = SLOTS.network if key_added is None else key_added
-        return cls(network, program_key(network))
-
-    def places(self, method: str, n_groups: int, *, with_regulators: bool) -> dict[str, tuple[str, ...]]:
-        """By slot."""
-        if method == "embedding":
-            own = dict.fromkeys(("var", "varm", "obsm"), (self.program,))
-            return {"varp": (self.network,), **own, "uns": (self.network,)}
-        if with_regulators:
-            return {"varm": (self.network,), "uns": (self.network,)}
-        several = tuple(f"{self.network}_{i}" for i in range(n_groups))
-        return {"varp": several if n_groups > 1 else (self.network,), "uns": (self.network,)}
-
-    def earlier(self, adata: AnnData) -> dict[str, tuple[str, ...]]:
-        """What a run of ours has written here before."""
-        if not is_ours(adata, key=self.network, maker=_MAKER):
-            return {}
-        run = adata.uns[self.network]
-        with_regulators = np.size(run["regulators"]) > 0
-        return self.places(str(run["method"]), np.size(run["groups"]), with_regulators=with_regulators)
-
-
-@dataclass
-class _Found:
-    """All that will be written, by slot."""
-
-    varp: dict[str, Any] = field(default_factory=dict)
-    varm: dict[str, Any] = field(default_factory=dict)
-    var: dict[str, Any] = field(default_factory=dict)
-    obsm: dict[str, Any] = field(default_factory=dict)
-    uns: dict[str, Any] = field(default_factory=dict)
-    """The entry of this call."""
-    columns: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    """(M,) of the genes that have results, ascending."""
 
 
 def _check_arguments(adata: Any, method: str, key_added: str | None, asked: dict[str, Any], *, copy: bool) -> None:
@@ -308,9 +260,9 @@ def _check_arguments(adata: Any, method: str, key_added: str | None, asked: dict
 
 
 def _programs(
-    adata: AnnData, model: Model, nodes: Nodes, groups: Groups, asked: Options, keys: _Keys, *, layer: str | None,
+    adata: AnnData, model: Model, nodes: Nodes, groups: Groups, asked: Options, keys: Keys, *, layer: str | None,
     seed: int,
-) -> _Found:  # fmt: skip
+) -> Found:  # fmt: skip
     """Graph, programs and activity."""
     cells = cells_of_context(asked.context, groups, adata.n_obs)
     features, nodes = gene_features(adata, model, nodes, cells, asked, layer=layer, seed=seed)
@@ -332,7 +284,7 @@ def _programs(
     names = [str(number + 1) for number in range(sizes[best])]
     table = {"resolution": tried, "n_programs": sizes, "n_genes": (found >= 0).sum(axis=0)}
     rows, columns = (nodes.columns[places] for places in cosines.tocoo().coords)
-    return _Found(
+    return Found(
         varp={keys.network: sparse.csr_matrix((cosines.data, (rows, columns)), (adata.n_vars, adata.n_vars))},
         varm={keys.program: every},
         var={keys.program: pd.Categorical.from_codes(labels, categories=names)},
@@ -345,13 +297,13 @@ def _programs(
     )
 
 
-def _pairs(adata: AnnData, nodes: Nodes, scores: np.ndarray, places: dict[str, Any], keys: _Keys) -> _Found:
+def _pairs(adata: AnnData, nodes: Nodes, scores: np.ndarray, places: dict[str, Any], keys: Keys) -> Found:
     """(n_groups, M, M or R) scores by column of the data."""
     chosen = np.sort(nodes.columns)
     if nodes.regulators is not None:
         wide = np.full((adata.n_vars, scores.shape[0], scores.shape[2]), np.nan, np.float32)
         wide[nodes.columns] = scores.transpose(1, 0, 2)
-        return _Found(varm={keys.network: wide}, columns=chosen)
+        return Found(varm={keys.network: wide}, columns=chosen)
     order = np.argsort(nodes.columns)
     columns, n = nodes.columns[order], len(order)
     indptr = np.zeros(adata.n_vars + 1, np.int64)
@@ -359,7 +311,7 @@ def _pairs(adata: AnnData, nodes: Nodes, scores: np.ndarray, places: dict[str, A
     how = np.tile(columns, n), np.cumsum(indptr)
     dense = (group[np.ix_(order, order)].ravel() for group in scores)
     made = [sparse.csr_matrix((values, *how), (adata.n_vars, adata.n_vars)) for values in dense]
-    return _Found(varp=dict(zip(places["varp"], made, strict=True)), columns=chosen)
+    return Found(varp=dict(zip(places["varp"], made, strict=True)), columns=chosen)
 
 
 def _said(adata: AnnData, match: GeneMatch, nodes: Nodes, groups: Groups, columns: np.ndarray) -> dict[str, Any]:
@@ -382,19 +334,3 @@ def _means(scores: np.ndarray, groups: Groups) -> pd.DataFrame:
     means = [scores[groups.codes == code].mean(axis=0) for code in range(len(groups.names))]
     columns = [str(number + 1) for number in range(scores.shape[1])]
     return pd.DataFrame(np.array(means), index=list(groups.names), columns=columns)
-
-
-def _versions() -> dict[str, str]:
-    return {"scgpt_tl": scgpt_tl.__version__, "torch": str(torch.__version__)}
-
-
-def _write(adata: AnnData, found: _Found, keys: _Keys) -> None:
-    """All slots, at once; nothing of an earlier run of ours may stand beside them."""
-    for slot, names in keys.earlier(adata).items():
-        for name in names:
-            if name in getattr(adata, slot):
-                del getattr(adata, slot)[name]
-    for slot in ("varp", "varm", "var", "obsm"):
-        for name, value in getattr(found, slot).items():
-            getattr(adata, slot)[name] = value
-    adata.uns[keys.network] = found.uns

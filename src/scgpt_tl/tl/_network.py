@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scgpt_tl._nearest import nearest
+from scgpt_tl._nearest import check_choice, nearest
 from scgpt_tl.engine.predict import Compute
 from scgpt_tl.tl._batches import _column
 from scgpt_tl.tl._embed import ComputeOptions
 
 if TYPE_CHECKING:
+    import torch
     from anndata import AnnData
 
     from scgpt_tl.engine.knockout import Effect
@@ -107,6 +108,12 @@ class Options:
             raise ValueError(msg)
         return made
 
+    def dtype_told(self, method: str, device: torch.device) -> str:
+        """Type of matrix products; a knock-out takes float32 where none is asked for."""
+        if method == "knockout" and self.compute.dtype == "auto":
+            return "float32"
+        return str(self.compute.torch_dtype(device)).removeprefix("torch.")
+
     def told(self, method: str) -> dict[str, Any]:
         """Those that the method hears and that results do not hold, in types that h5ad takes."""
         names = [f.name for f in fields(self) if method in _HEARD.get(f.name, METHODS)]
@@ -147,13 +154,6 @@ class Nodes:
             columns=self.columns[kept],
             column_ids=np.where(np.isin(self.column_ids, ids), self.column_ids, -1),
         )
-
-
-def check_choice(name: str, value: Any, among: Sequence[str]) -> None:
-    """Refuse what is none of these, with the nearest."""
-    if value not in among:
-        msg = f"{name}={value!r} is unknown; {nearest(value, among)}"
-        raise ValueError(msg)
 
 
 def check_key(name: str, key: Any) -> None:
