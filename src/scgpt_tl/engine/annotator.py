@@ -22,12 +22,12 @@ from scgpt_tl.engine.calling import Calling
 from scgpt_tl.engine.neighbors import label_votes, nearest, vote
 from scgpt_tl.engine.predict import Compute, embed_rows
 from scgpt_tl.models._weights import fingerprint
-from scgpt_tl.tokens.tokenize import Tokenizer
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
     from scgpt_tl.models.model import Model
+    from scgpt_tl.tokens.tokenize import Tokenizer
 
 METHODS = ("finetune", "head", "lora", "probe", "knn")
 TRAINED = ("finetune", "head", "lora")
@@ -108,17 +108,7 @@ class Annotator:
 
     def tokenizer(self, column_ids: np.ndarray) -> Tokenizer:
         """For rows whose columns (n_vars,) are these ids of the vocabulary, -1: none."""
-        config = self.model.config
-        return Tokenizer(
-            np.where(np.isin(column_ids, self.genes), column_ids, -1),
-            self.model.vocab.keys,
-            config.cls_id,
-            cls_value=config.cls_value,
-            n_bins=config.n_bins,
-            spread=config.ties == "spread",
-            max_length=config.max_length,
-            seed=self.seed,
-        )
+        return self.model.tokenizer(column_ids, genes=self.genes, seed=self.seed)
 
     def embeddings(
         self, rows: Iterator[tuple[int, csr_matrix]], column_ids: np.ndarray, *, total: int, compute: Compute

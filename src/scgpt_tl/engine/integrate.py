@@ -147,18 +147,9 @@ class Integrator:
 
     def tokenizer(self, column_ids: np.ndarray) -> Tokenizer:
         """For rows whose columns (n_vars,) are these ids of the vocabulary, -1: none."""
-        config, learned = self.model.config, self.model.vocab.ids(list(self.genes))
-        return Tokenizer(
-            np.where(np.isin(column_ids, learned), column_ids, -1),
-            self.model.vocab.keys,
-            config.cls_id,
-            cls_value=config.cls_value,
-            n_bins=config.n_bins,
-            spread=config.ties == "spread",
-            max_length=max(config.max_length, len(self.genes) + 1),  # every gene, as it was chosen
-            seed=self.seed,
-            zeros=self.zeros,
-        )
+        learned = self.model.vocab.ids(list(self.genes))
+        length = max(self.model.config.max_length, len(self.genes) + 1)  # every gene, as it was chosen
+        return self.model.tokenizer(column_ids, genes=learned, max_length=length, zeros=self.zeros, seed=self.seed)
 
     def embed(
         self,

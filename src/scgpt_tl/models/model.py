@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 
 from scgpt_tl._random import as_seed
@@ -16,13 +17,12 @@ from scgpt_tl.models import native, official, registry
 from scgpt_tl.models._weights import HEADS, fingerprint
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from scgpt_tl.core.config import ModelConfig
     from scgpt_tl.core.heads import Heads
     from scgpt_tl.core.scgpt import ScGPT
     from scgpt_tl.genes.vocab import GeneVocab
     from scgpt_tl.models._coverage import Coverage
+    from scgpt_tl.tokens.tokenize import Tokenizer
 
 
 @dataclass(eq=False)
@@ -92,6 +92,45 @@ class Model:
         (its fused optimisers leave a tensor's version as it was), and a saved folder with a stale one would not load.
         """
         return fingerprint(self.network.state_dict())
+
+    def tokenizer(
+        self,
+        column_ids: np.ndarray,
+        *,
+        genes: np.ndarray | None = None,
+        max_length: int | None = None,
+        zeros: bool = False,
+        seed: int = 0,
+    ) -> Tokenizer:
+        """How rows of a matrix become this model's tokens.
+
+        Parameters
+        ----------
+        column_ids
+            (n_vars,) int64, vocabulary id of each column, -1: none.
+        genes
+            Ids to read, others being left out; None: all.
+        max_length
+            Tokens of a cell, `<cls>` included; None: the model's own.
+        zeros
+            Genes that a cell does not express are tokens too.
+        seed
+            Of the draws: ties of a bin, and which genes of a long cell are read.
+        """
+        from scgpt_tl.tokens.tokenize import Tokenizer  # loads numba, which a model without cells needs not
+
+        c = self.config
+        return Tokenizer(
+            column_ids if genes is None else np.where(np.isin(column_ids, genes), column_ids, -1),
+            self.vocab.keys,
+            c.cls_id,
+            cls_value=c.cls_value,
+            n_bins=c.n_bins,
+            spread=c.ties == "spread",
+            max_length=c.max_length if max_length is None else max_length,
+            seed=seed,
+            zeros=zeros,
+        )
 
     def save(self, folder: str | Path, *, card: str | None = None, overwrite: bool = False) -> Path:
         """Write a native folder: model.safetensors, config.json, vocab.json, provenance.json.

@@ -20,13 +20,13 @@ from scgpt_tl.models.model import load_model
 from scgpt_tl.pp._blocks import open_layer
 from scgpt_tl.pp._check import check_input
 from scgpt_tl.pp._genes import genes_of
-from scgpt_tl.tokens.tokenize import Tokenizer
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from scgpt_tl.genes.match import GeneMatch
     from scgpt_tl.models.model import Model
+    from scgpt_tl.tokens.tokenize import Tokenizer
 
 logger = logging.getLogger(__name__)
 _MAKER = "tl.scgpt_embed"
@@ -151,7 +151,7 @@ def scgpt_embed(  # noqa: PLR0913 (each is a choice of its own; how to compute i
     loaded = load_model(model)
     n_tokens = _check_input(adata, loaded, layer, max_length)
     match = genes_of(adata, loaded.vocab)
-    tokenizer = _tokenizer(loaded, match, max_length, seed)
+    tokenizer = loaded.tokenizer(match.ids, max_length=max_length, seed=seed)
     groups, contexts = _contexts(adata, groupby, match, loaded.config.d_model)
     params = _params(loaded, match, tokenizer, layer=layer, unit_norm=unit_norm)
     params |= {"dtype": str(how.torch_dtype(device)).removeprefix("torch.")}
@@ -216,20 +216,6 @@ def _check_input(adata: AnnData, model: Model, layer: str | None, max_length: in
     for warning in report.warnings:
         logger.warning("%s", warning)
     return report.n_tokens
-
-
-def _tokenizer(model: Model, match: GeneMatch, max_length: int | None, seed: int) -> Tokenizer:
-    config = model.config
-    return Tokenizer(
-        match.ids,
-        model.vocab.keys,
-        config.cls_id,
-        cls_value=config.cls_value,
-        n_bins=config.n_bins,
-        spread=config.ties == "spread",
-        max_length=config.max_length if max_length is None else max_length,
-        seed=seed,
-    )
 
 
 def _contexts(adata: AnnData, groupby: str | None, match: GeneMatch, width: int) -> tuple[np.ndarray, Contexts | None]:

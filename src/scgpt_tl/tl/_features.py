@@ -13,7 +13,6 @@ from scgpt_tl._nearest import nearest
 from scgpt_tl.engine.predict import ROWS, Contexts, embed_rows
 from scgpt_tl.pp._blocks import open_layer
 from scgpt_tl.pp._genes import genes_of
-from scgpt_tl.tl._embed import _tokenizer
 from scgpt_tl.tl._network import LEAST_GENES
 from scgpt_tl.tl._pairwise import read_by_batch, tell_unlearned, with_shuffled_weights
 
@@ -109,7 +108,7 @@ def _as_it_reads(adata: AnnData, model: Model, seed: int) -> Tokenizer:
     """As `tl.scgpt_embed` shows cells to a model, or as one that has learned to integrate was shown them."""
     match = genes_of(adata, model.vocab)
     if "integration" not in model.provenance:
-        return _tokenizer(model, match, None, seed)
+        return model.tokenizer(match.ids, seed=seed)
     from scgpt_tl.engine.integrate import Integrator  # and with it Lightning, which costs seconds
 
     return Integrator.of(model).tokenizer(match.ids)

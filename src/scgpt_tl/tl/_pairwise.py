@@ -19,7 +19,6 @@ from scgpt_tl.pp._blocks import open_layer
 from scgpt_tl.pp._logs import is_counts
 from scgpt_tl.tl._batches import read_batches
 from scgpt_tl.tl._network import listed
-from scgpt_tl.tokens.tokenize import Tokenizer
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -130,7 +129,9 @@ def pair_scores(
     model, batches = read_by_batch(adata, model, options.batch_key, layer)
     how: dict[str, Any] = {"groups": groups.codes, "n_groups": n_groups, "compute": options.compute}
     how |= {"total": adata.n_obs, "batches": batches, "regulators": nodes.regulators}
-    rows, tokenizer = open_layer(adata, layer).blocks(MAP_ROWS), _all_in_every_cell(model, nodes, seed)
+    rows = open_layer(adata, layer).blocks(MAP_ROWS)
+    # every chosen gene is a token of every cell, expressed or not
+    tokenizer = model.tokenizer(nodes.column_ids, max_length=len(nodes.ids) + 1, zeros=True, seed=seed)
     if options.shuffled:  # now that the model has been asked what it has learned
         model = with_shuffled_weights(model, seed)
     if method == "attention":
@@ -187,19 +188,3 @@ def _learned(model: Model) -> np.ndarray | None:
     if model.provenance.get("annotation", {}).get("method") in _TUNED:
         return model.arrays.get("genes")
     return None
-
-
-def _all_in_every_cell(model: Model, nodes: Nodes, seed: int) -> Tokenizer:
-    """Every chosen gene is a token of every cell, expressed or not."""
-    config = model.config
-    return Tokenizer(
-        nodes.column_ids,
-        model.vocab.keys,
-        config.cls_id,
-        cls_value=config.cls_value,
-        n_bins=config.n_bins,
-        spread=config.ties == "spread",
-        max_length=len(nodes.ids) + 1,
-        seed=seed,
-        zeros=True,
-    )

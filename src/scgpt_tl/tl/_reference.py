@@ -20,7 +20,6 @@ from scgpt_tl.pp._check import LEAST_SHARE
 from scgpt_tl.pp._genes import genes_of
 from scgpt_tl.tl._corpus import open_corpus
 from scgpt_tl.tl._embed import _check_input
-from scgpt_tl.tokens.tokenize import Tokenizer
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -231,7 +230,7 @@ def _with_layer(reference: AnnData, layer: str) -> AnnData:
 def _cell_keys(adata: AnnData, model: Model, genes: np.ndarray, layer: str | None) -> tuple[np.ndarray, np.ndarray]:
     """(n,) uint64 content hash of each cell over some genes, and (n,) bool whether it has enough to be known by."""
     ids = genes_of(adata, model.vocab).ids
-    tokenizer = Tokenizer(np.where(np.isin(ids, genes), ids, -1), model.vocab.keys, model.config.cls_id, max_length=2)
+    tokenizer = model.tokenizer(ids, genes=genes, max_length=2)
     blocks = [tokenizer(block) for _, block in open_layer(adata, layer).blocks(ROWS)]
     keys, n_genes = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("keys", "n_genes"))
     return keys, n_genes >= _LEAST_GENES

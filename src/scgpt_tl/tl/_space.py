@@ -20,7 +20,7 @@ from scgpt_tl.models.model import load_model
 from scgpt_tl.models.registry import ENTRIES
 from scgpt_tl.pp._blocks import open_layer
 from scgpt_tl.pp._genes import genes_of
-from scgpt_tl.tl._embed import _check_input, _gene_embeddings, _params, _tokenizer
+from scgpt_tl.tl._embed import _check_input, _gene_embeddings, _params
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,7 +129,7 @@ class Space:
     def embed(self, adata: AnnData, out: Sink, *, layer: str | None, compute: Compute) -> Embedded:
         """Embed cells as `tl.scgpt_embed` does, into `out` (n_obs, D); nothing of `adata` is changed."""
         match = genes_of(adata, self.model.vocab)
-        tokenizer = _tokenizer(self.model, match, self.max_length, self.seed)
+        tokenizer = self.model.tokenizer(match.ids, max_length=self.max_length, seed=self.seed)
         empty, keys, seen = np.zeros(adata.n_obs, bool), np.zeros(adata.n_obs, np.uint64), Seen()
         rows = self._rows(adata, layer, match, empty, keys)
         embed_rows(self.model.backbone, rows, tokenizer, out, compute=compute, total=adata.n_obs, seen=seen)
