@@ -68,10 +68,13 @@ def test_weights_in_shards_are_taken_from_the_checkpoint(job: Job):
 
 
 def test_the_card_tells_data_and_losses(job: Job):
-    history = [{"epoch": 0, "train/loss": 0.5, "held_out/loss": 0.25}, {"epoch": 1, "train/loss": 0.125}]
+    history = [
+        {"epoch": 0, "train/loss": 0.5, "held_out/loss": 0.25, "train/gep": 0.75, "held_out/gep": 1},
+        {"epoch": 1, "train/loss": 0.125},
+    ]
     told = {**job.run, "data": [{"name": "a", "cells": 1200, "genes": 60}], "history": history, "size": "nano"}
     card = data_card(told)
     assert "- a: 1,200 cells, 60 genes" in card
-    assert "| 1 | 0.5000 | 0.2500 |" in card
-    assert "| 2 | 0.1250 | nan |" in card
+    assert "| epoch | loss | gep |\n| --- | --- | --- |\n| 1 | 0.5000 / 0.2500 | 0.7500 / 1.0000 |" in card
+    assert "| 2 | 0.1250 / - | - / - |" in card
     assert "on 1,200 unlabelled cells" in _card("m", told)

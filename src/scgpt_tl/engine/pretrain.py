@@ -104,7 +104,7 @@ def _card(name: str, provenance: dict[str, Any]) -> str:
 A scGPT of size "{provenance["size"]}" pretrained by `scgpt_tl.tl.scgpt_pretrain` on {total:,} unlabelled cells:
 
 {data_card(provenance)}
-{_held_out(provenance)} for the last column.
+{_held_out(provenance)} for the second of each pair.
 
 ## Limits
 

@@ -18,7 +18,6 @@ from scgpt_tl.engine.start import start_from, svd_table
 from scgpt_tl.engine.train import Task, fit
 from scgpt_tl.models._weights import adopt, skeleton
 from scgpt_tl.models.model import Model, load_model
-from scgpt_tl.tokens.tokenize import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from scgpt_tl.engine.config import TrainConfig
     from scgpt_tl.engine.recipes import Recipe
     from scgpt_tl.engine.study import Study
+    from scgpt_tl.tokens.tokenize import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -162,34 +162,26 @@ def _finished(job: Job) -> Model | None:
 
 def tokenizer_for(model: Model, genes: list[str], train: TrainConfig, seed: int) -> Tokenizer:
     """How one study's rows become the model's tokens in training."""
-    config = model.config
-    return Tokenizer(
-        model.vocab.ids(genes),
-        model.vocab.keys,
-        config.cls_id,
-        cls_value=config.cls_value,
-        n_bins=config.n_bins,
-        spread=config.ties == "spread",
-        max_length=train.max_length,
-        zeros=train.zeros,
-        seed=seed,
-    )
+    return model.tokenizer(model.vocab.ids(genes), max_length=train.max_length, zeros=train.zeros, seed=seed)
 
 
 def data_card(provenance: dict[str, Any]) -> str:
     """The lines that every card of ours has: data, options, losses."""
-    data, train, history = provenance["data"], provenance["train"], provenance["history"]
-    losses = "\n".join(
-        f"| {h['epoch'] + 1} | {h.get('train/loss', float('nan')):.4f} | {h.get('held_out/loss', float('nan')):.4f} |"
-        for h in history
-    )
-    studies = "\n".join(f"- {study['name']}: {study['cells']:,} cells, {study['genes']:,} genes" for study in data)
+    train, recipe, history = provenance["train"], provenance["recipe"], provenance["history"]
+    studies = "\n".join(f"- {x['name']}: {x['cells']:,} cells, {x['genes']:,} genes" for x in provenance["data"])
+    names = [name for name in ("loss", *recipe["weights"]) if any(f"train/{name}" in epoch for epoch in history)]
+    rows = [["epoch", *names], ["---"] * (1 + len(names))]
+    rows += [[str(epoch["epoch"] + 1), *(_training_and_held_out(epoch, name) for name in names)] for epoch in history]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"""{studies}
 
 {train["epochs"]} epochs of {train["cells"]} cells a step, up to {train["max_length"]} tokens a cell, recipe
-"{provenance["recipe"]["name"]}" {provenance["recipe"]["weights"]}, seed {provenance["seed"]}.
+"{recipe["name"]}" {recipe["weights"]}, seed {provenance["seed"]}. Losses of training / held-out cells:
 
-| epoch | training loss | held-out loss |
-|---|---|---|
-{losses}
+{table}
 """
+
+
+def _training_and_held_out(epoch: dict[str, float], name: str) -> str:
+    found = (epoch.get(f"{cells}/{name}") for cells in ("train", "held_out"))
+    return " / ".join("-" if x is None else f"{x:.4f}" for x in found)
