@@ -101,38 +101,6 @@ def test_view_contrast_leaves_the_common_part_out():
     assert float(objectives.view_contrast(first[:1], second[:1])) == 0
 
 
-def test_view_contrast_with_cells_alike_is_its_formula():
-    rng = np.random.default_rng(1)
-    views = rng.normal(size=(2, 5, 3))
-    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in views - views.mean((0, 1)))
-    whole = (a + b) / np.linalg.norm(a + b, axis=1, keepdims=True)
-    expected = 0.0
-    for i in range(5):
-        near = np.array([np.exp(whole[i] @ whole[j] / 0.2) if j != i else 0.0 for j in range(5)])
-        target = 0.7 * (np.arange(5) == i) + 0.3 * near / near.sum()
-        for one, other in ((a, b), (b, a)):
-            scores = np.exp(other @ one[i] / 0.2)
-            expected -= target @ np.log(scores / scores.sum()) / 10
-    first, second = (torch.from_numpy(x) for x in views)
-    assert float(objectives.view_contrast(first, second, 0.2, alike=0.3)) == pytest.approx(expected, rel=1e-9)
-    assert float(objectives.view_contrast(first[:1], second[:1], alike=0.3)) == 0  # one cell has no other
-
-
-def test_what_is_alike_is_given_and_not_learned():
-    """The gradient is that of a cross-entropy whose target is a constant."""
-    torch.manual_seed(2)
-    first, second = torch.randn(2, 6, 4, dtype=torch.float64).requires_grad_()
-    parts = [objectives.view_contrast(first, second, alike=x) for x in (0.0, 0.5, 1.0)]
-    torch.testing.assert_close(parts[1], (parts[0] + parts[2]) / 2)
-    found = torch.autograd.grad(parts[2], first)[0]
-    mean = torch.cat([first, second]).mean(0)
-    a, b = (torch.nn.functional.normalize(x - mean, dim=1) for x in (first, second))
-    whole = torch.nn.functional.normalize(a + b, dim=1).detach()
-    near = (10 * whole @ whole.T).fill_diagonal_(-torch.inf).softmax(1)
-    by_hand = -sum((near * (10 * x @ y.T).log_softmax(1)).sum(1).mean() for x, y in ((a, b), (b, a))) / 2
-    torch.testing.assert_close(found, torch.autograd.grad(by_hand, first)[0])
-
-
 def test_gradient_of_dar_is_the_published_one():
     """`grad_in`: mean cross-entropy with the batches 0, 1, 2, 0, 1, 2, behind the gradient reversal."""
     head = ClassHead(64, 3, leaky=True)

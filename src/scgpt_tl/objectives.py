@@ -111,25 +111,14 @@ def contrast(first: Tensor, second: Tensor, temperature: float = 0.5) -> Tensor:
     return cross_entropy(scores, torch.arange(len(scores), device=scores.device))
 
 
-def view_contrast(first: Tensor, second: Tensor, temperature: float = 0.1, *, alike: float = 0.0) -> Tensor:
+def view_contrast(first: Tensor, second: Tensor, temperature: float = 0.1) -> Tensor:
     """`contrast` both ways, on embeddings less the mean of the minibatch.
 
     All cells share most of their embedding; without its mean, the cosine compares what tells them apart.
-
-    A minibatch of blood holds two dozen T cells, and to push each from all others takes types apart. With `alike` a
-    cell's other view is asked for at 1 - alike only. The rest goes to the other cells by how near they are: softmax
-    over j != i of cos(m_i, m_j) / temperature, m_i the mean of i's two views of length 1, through which no gradient
-    flows (the relations of Zheng et al. 2021, here of two views of equal standing).
     """
     mean = torch.cat([first, second]).mean(0)
-    first, second = normalize(first - mean, dim=1), normalize(second - mean, dim=1)
-    scores = first @ second.T / temperature
-    target = torch.eye(len(scores), device=scores.device, dtype=scores.dtype)
-    if alike and len(scores) > 1:
-        whole = normalize((first + second).detach(), dim=1)
-        near = (whole @ whole.T / temperature).masked_fill(target.bool(), -torch.inf).softmax(1)
-        target = target.lerp(near, alike)
-    return (cross_entropy(scores, target) + cross_entropy(scores.T, target)) / 2
+    first, second = first - mean, second - mean
+    return (contrast(first, second, temperature) + contrast(second, first, temperature)) / 2
 
 
 def kin_contrast(cell: Tensor, kin: Tensor, batch: Tensor, temperature: float = 0.1) -> Tensor:

@@ -200,7 +200,6 @@ def test_a_muted_minibatch_adds_nothing_and_is_not_compared(network, batch, reci
     ("options", "said"),
     [
         ({"weights": {"gep": 1.0}, "ratios": (40,)}, "shares from 0 to 1"),
-        ({"weights": {"contrast": 1.0}, "alike": 1.5}, "alike=1.5; it is a share from 0 to 1"),
         ({"weights": {"gep": 1.0}, "corruption": "none"}, "hides nothing and asks for gep"),
         ({"weights": {"contrast": 1.0}, "corruption": "mask"}, "'contrast' needs corruption='generative'"),
     ],

@@ -41,8 +41,6 @@ class Recipe:
     """Steps before the cell-prompt pass joins; 1,000 as published, 0 in the paper."""
     temperature: float = 0.1
     """Of `contrast` and `kin`."""
-    alike: float = 0.0
-    """Share of `contrast` that asks for the cells near a cell, and not for its other view."""
     ecs_threshold: float = 0.6
     """beta of equation (13)."""
     class_weights: tuple[float, ...] = ()
@@ -55,9 +53,6 @@ class Recipe:
             if name not in OBJECTIVES:
                 msg = f"recipe {self.name!r} asks for {name!r}; there are {', '.join(OBJECTIVES)}"
                 raise ValueError(msg)
-        if not 0 <= self.alike <= 1:
-            msg = f"recipe {self.name!r} has alike={self.alike}; it is a share from 0 to 1"
-            raise ValueError(msg)
         if not all(0 <= ratio <= 1 for ratio in self.ratios):
             msg = f"recipe {self.name!r} has ratios={self.ratios}; they are shares from 0 to 1"
             raise ValueError(msg)
@@ -238,9 +233,7 @@ OBJECTIVES: dict[str, Objective] = {
         lambda p: objectives.elastic_similarity(p.compared(p.encoded.cell), p.recipe.ecs_threshold), pairs=True
     ),
     "cce": Objective(lambda p: objectives.contrast(*p.dropout_views()), pairs=True),
-    "contrast": Objective(
-        lambda p: objectives.view_contrast(*p.views(), p.recipe.temperature, alike=p.recipe.alike), pairs=True
-    ),
+    "contrast": Objective(lambda p: objectives.view_contrast(*p.views(), p.recipe.temperature), pairs=True),
     "kin": Objective(Pass.kin, pairs=True),
     "cls": Objective(Pass.classes, "cls"),
     "dar": Objective(Pass.domains, "dar"),
