@@ -330,6 +330,27 @@ def test_damaged_files(make: Callable[[np.ndarray], Any], tmp_path: Path) -> Non
         open_matrix(group)
 
 
+@pytest.mark.parametrize("make", [sparse.csr_matrix, sparse.csc_matrix])
+@pytest.mark.parametrize("pointer", [10**6, -4, 2**63 - 1, -(2**63)])
+def test_pointers_that_fall(make: Callable[[np.ndarray], Any], pointer: int, tmp_path: Path) -> None:
+    """Followed, they would lead outside the arrays."""
+    group = h5_group(tmp_path / "x.h5", make(counts()))
+    indptr = group["indptr"][:].astype(np.int64)
+    indptr[2:4] = pointer
+    del group["indptr"]
+    group["indptr"] = indptr
+    with pytest.raises(ValueError, match=r"is damaged: indptr falls from -?\d+ to -?\d+ at entry \d"):
+        open_matrix(group)
+
+
+@pytest.mark.parametrize("index", [-5, 99])
+def test_the_index_that_is_outside_is_the_one_told(index: int, tmp_path: Path) -> None:
+    group = h5_group(tmp_path / "x.h5", sparse.csr_matrix(counts()))
+    group["indices"][1] = index
+    with pytest.raises(ValueError, match=f"index {index} in a dimension of size 7"):
+        list(open_matrix(group).blocks(5))
+
+
 def test_rooms_that_must_open_without_anndata() -> None:
     modules = ("pp._blocks", "pp._check", "pp._genes", "pp._features", "genes.match", "genes.table", "genes.bundle")
     absent = ("anndata", "pandas", "torch", "scanpy", "h5py", "zarr", "dask")

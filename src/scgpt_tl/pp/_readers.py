@@ -101,6 +101,14 @@ class _FileReader:
                 f"entries for {major} rows or columns and ends at {self.indptr[-1:]}, {stored} values are stored"
             )
             raise ValueError(msg)
+        falls = np.flatnonzero(self.indptr[1:] < self.indptr[:-1])
+        if len(falls):  # a compiled kernel that follows such pointers reads outside the arrays
+            before, after = self.indptr[falls[0] : falls[0] + 2].tolist()
+            msg = (
+                f"the sparse matrix in {getattr(group, 'name', 'the file')} is damaged: indptr falls from {before} to "
+                f"{after} at entry {falls[0] + 1}, where each is at least as large as the one before"
+            )
+            raise ValueError(msg)
 
     def mean_nonzeros(self) -> float:
         """Of a row; at least 1."""
@@ -302,6 +310,10 @@ def _spans(rows: np.ndarray, most: int, gap: int) -> Iterator[tuple[int, int]]:
 
 def _check_range(indices: np.ndarray, size: int) -> None:
     """A file is not trusted: an index outside the matrix would be read out of bounds by a kernel."""
-    if len(indices) and (int(indices.max()) >= size or int(indices.min()) < 0):
-        msg = f"the sparse matrix is damaged: it holds the index {int(indices.max())} in a dimension of size {size}"
+    if not len(indices):
+        return
+    least, most = int(indices.min()), int(indices.max())
+    if least < 0 or most >= size:
+        wrong = least if least < 0 else most
+        msg = f"the sparse matrix is damaged: it holds the index {wrong} in a dimension of size {size}"
         raise ValueError(msg)
