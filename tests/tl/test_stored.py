@@ -151,14 +151,35 @@ def test_files_of_another_kind(cells: ad.AnnData, tmp_path: Path):
     with h5py.File(tmp_path / "other.h5ad", "w") as file:
         file["matrix/data"] = np.eye(3)
     refused(tmp_path / "other.h5ad", r"other\.h5ad is no AnnData with counts in \.X: it lacks X, obs, var; write one")
-    del cells.X
-    refused(write(cells, tmp_path / "nox.h5ad"), r"nox\.h5ad is no AnnData with counts in \.X: it lacks X; write one")
-    refused(cells, r"\.X is empty \(None\)")
     with h5py.File(tmp_path / "old.h5ad", "w") as file:
         file["X"] = np.eye(2)
         for name in ("obs", "var"):
             file[name] = np.array([("a",), ("b",)], dtype=[("index", "S1")])
     refused(tmp_path / "old.h5ad", r"its \.obs is older than anndata 0\.7; write one with adata\.write_h5ad")
+
+
+@pytest.mark.parametrize("kind", ["memory", "view", "h5ad", "zarr"])
+@pytest.mark.parametrize("x", [None, complex, str])
+def test_x_without_counts(cells: ad.AnnData, tmp_path: Path, kind: str, x: Any):
+    """They may be in a layer, and training has no `layer=`."""
+    cells.layers["counts"] = cells.X
+    cells.X = None if x is None else cells.X.toarray().astype(x)
+    said = "study1" if kind in ("memory", "view") else rf"x\.{kind}"
+    found = r"(it is empty \(None\)|there is none)" if x is None else "the matrix holds .*, expected real numbers .*"
+    cure = r"adata\.X = adata\.layers\['counts'\] \(layers: 'counts', 'other'\)"
+    refused(given(cells, kind, tmp_path), rf"{said} has no counts in \.X: {found}; put them there: {cure}")
+
+
+def test_a_backed_file_without_x(cells: ad.AnnData, tmp_path: Path):
+    del cells.X, cells.layers["other"]
+    backed = ad.read_h5ad(write(cells, tmp_path / "x.h5ad"), backed="r")
+    refused(backed, r"x\.h5ad has no counts in \.X: there is none; put them there: training reads no other place")
+
+
+@pytest.mark.parametrize("name", ["x.h5ad", "x.zarr"])
+def test_a_link_to_nothing(tmp_path: Path, name: str):
+    (tmp_path / name).symlink_to(tmp_path / "gone")
+    refused(tmp_path / name, r"x\.\w+ is a link to .*gone, which is not there; copy or download it", FileNotFoundError)
 
 
 def test_a_damaged_matrix_names_the_file(cells: ad.AnnData, tmp_path: Path):

@@ -23,7 +23,7 @@ from scgpt_tl.genes.match import KNOWN_COLUMNS
 from scgpt_tl.pp._blocks import Matrix, _parent, open_layer, open_matrix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from anndata import AnnData
     from scipy.sparse import csr_matrix
@@ -111,31 +111,40 @@ def stored(item: AnnData | Path, name: str, *, thoroughly: bool = False) -> Stor
     Raises
     ------
     TypeError
-        Neither AnnData nor a path, or values that are no numbers.
+        Neither AnnData nor a path.
     ValueError
-        Damaged, empty, or no AnnData; negative or non-finite values among those looked at.
+        Damaged, empty, or no AnnData; no counts in `.X`; negative or non-finite values among those looked at.
     OSError
-        Another process is writing it, or it may not be read.
+        Another process is writing it, it may not be read, or a link to it leads nowhere.
     """
-    if not isinstance(item, Path):
-        return _checked(_of_adata(item, name), thoroughly)
+    path = item if isinstance(item, Path) else _file_of(item)
     try:
-        return _checked(_of_file(item), thoroughly)
+        return _checked(_of_file(item) if isinstance(item, Path) else _of_adata(item, name), thoroughly)
     except _RefusedError:
         raise
     except (OSError, ValueError, LookupError, RuntimeError, TypeError) as error:
-        raise _explained(item, error) from error
+        if path is None:
+            raise
+        raise _explained(path, error) from error
 
 
 def is_store(path: Path) -> bool:
     """A folder that is one zarr store, and no folder of files."""
     return path.is_dir() and (
-        path.suffix == ".zarr" or any((path / name).exists() for name in ("zarr.json", ".zgroup"))
+        path.suffix.lower() == ".zarr" or any((path / name).exists() for name in ("zarr.json", ".zgroup"))
     )
 
 
 class _RefusedError(ValueError):
     """An error that says all there is to say."""
+
+
+def _no_counts(said: str, found: str, layers: Iterable[str]) -> _RefusedError:
+    """What `.X` is in place of counts, and what puts them there: training has no `layer=`."""
+    names = sorted(layers, key=lambda name: name != "counts")
+    cure = f"adata.X = adata.layers[{names[0]!r}]" if names else "training reads no other place"
+    there = f" (layers: {', '.join(map(repr, names))})" if len(names) > 1 else ""
+    return _RefusedError(f"{said} has no counts in .X: {found}; put them there: {cure}{there}")
 
 
 def _of_adata(adata: Any, name: str) -> Stored:
@@ -145,17 +154,31 @@ def _of_adata(adata: Any, name: str) -> Stored:
         )
         raise TypeError(msg)
     var, uns = adata.var[[column for column in _VAR if column in adata.var]], dict(adata.uns)
-    if adata.isbacked:  # the file is opened anew, so that the cells can be sent to other processes
-        path, (_, *part) = Path(str(adata.filename)), _parent(adata)
+    if path := _file_of(adata):  # it is opened anew, so that the cells can be sent to other processes
+        _, *part = _parent(adata)
         part = [None if index is None else np.arange(n)[index] for index, n in zip(part, _shape(path), strict=True)]
         return Stored(f"{name} ({path})", partial(_open, path.absolute(), *part), adata.obs, var, uns, path)
-    return Stored(name, partial(_itself, open_layer(adata)), adata.obs, var, uns)
+    if _parent(adata)[0].X is None:
+        raise _no_counts(name, "it is empty (None)", adata.layers)
+    try:
+        matrix = open_layer(adata)
+    except TypeError as error:
+        raise _no_counts(name, str(error), adata.layers) from error
+    except ValueError as error:
+        msg = f"{name}: {error}"
+        raise _RefusedError(msg) from error
+    return Stored(name, partial(_itself, matrix), adata.obs, var, uns)
+
+
+def _file_of(adata: Any) -> Path | None:
+    """The file that holds the counts of an AnnData that is not in memory."""
+    return Path(str(adata.filename)) if isinstance(adata, ad.AnnData) and adata.isbacked else None
 
 
 def _of_file(path: Path) -> Stored:
     root = _root(path)
     lacks = [part for part in ("X", "obs", "var") if part not in root]
-    if lacks or not hasattr(root["obs"], "keys"):
+    if lacks not in ([], ["X"]) or not hasattr(root["obs"], "keys"):
         what = f"it lacks {', '.join(lacks)}" if lacks else "its .obs is older than anndata 0.7"
         msg = f"{path} is no AnnData with counts in .X: {what}; write one with adata.write_h5ad()"
         raise _RefusedError(msg)
@@ -179,7 +202,10 @@ def _root(path: Path) -> Any:
 
 
 def _open(path: Path, rows: np.ndarray | None = None, columns: np.ndarray | None = None) -> Matrix:
-    return open_matrix(_root(path)["X"], rows=rows, columns=columns)
+    root = _root(path)
+    if "X" not in root:
+        raise _no_counts(str(path), "there is none", root.get("layers", ()))
+    return open_matrix(root["X"], rows=rows, columns=columns)
 
 
 def _shape(path: Path) -> tuple[int, int]:
@@ -223,6 +249,10 @@ def _check_chunks(path: Path, x: Any) -> None:
 def _explained(path: Path, error: Exception) -> Exception:
     """What a reader's error means, and what to do."""
     text = " ".join(str(error).split())
+    if path.is_symlink() and not path.exists():
+        return FileNotFoundError(f"{path} is a link to {path.readlink()}, which is not there; {_PLACE}")
+    if "expected real numbers" in text:
+        return _no_counts(str(path), text, _root(path).get("layers", ()))
     if isinstance(error, BlockingIOError) or "unable to lock" in text:
         return OSError(f"{path} is locked: another process is writing it; wait until it has closed the file ({text})")
     if isinstance(error, PermissionError):
