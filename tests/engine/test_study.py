@@ -7,6 +7,7 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -127,6 +128,13 @@ def test_expressed_counts_in_blocks(toy_rows, monkeypatch):
     np.testing.assert_array_equal(expressed(in_memory(rows)), (rows.toarray() > 0).sum(0))
 
 
+def test_a_genes_columns_are_counted_once_a_cell():
+    """Two cells express G, one of them in two of its three columns."""
+    rows = sparse.csr_matrix(np.array([[1, 2, 0, 0], [0, 1, 3, 2], [0, 4, 0, 0]]))
+    one = Source("a", ["G", "H", "G", "G"], lambda: open_matrix(rows), 3)
+    assert expressed(one).tolist() == [2, 3, 2, 2]
+
+
 @pytest.mark.parametrize("value", [-1.0, np.nan, np.inf, -np.inf])
 def test_values_that_are_no_counts(rows, value: float):
     bad = rows.copy()
@@ -138,8 +146,8 @@ def test_values_that_are_no_counts(rows, value: float):
     assert "negative" in wrong_values(bad)
 
 
-@pytest.mark.parametrize("weight", [-0.1, np.nan, np.inf])
-def test_weights_that_are_none(rows, weight: float):
+@pytest.mark.parametrize("weight", [-0.1, np.nan, np.inf, "1"])
+def test_weights_that_are_none(rows, weight: Any):
     for make in (lambda: source(lambda: open_matrix(rows), weight=weight), lambda: Study("a", rows, TOKENS, weight)):
         with pytest.raises(
             ValueError, match=r"study .a. has the weight .*: give 0 .left out. or more; 1 shows each cell"

@@ -17,6 +17,7 @@ from scgpt_tl.engine import run
 from scgpt_tl.engine import train as training
 from scgpt_tl.engine.recipes import GENERATIVE
 from scgpt_tl.models.model import Model, load_model
+from scgpt_tl.tl import _pretrain
 from scgpt_tl.tl._pretrain import scgpt_pretrain
 
 TRAIN = scgpt_tl.TrainConfig(epochs=3, cells=16, max_length=30, held_out=0.1, device="cpu", progress=False)
@@ -284,11 +285,13 @@ def test_files_folders_and_lists(done: tuple[Path, Model], tmp_path: Path, toy_c
 
 
 def test_input_that_cannot_work(tmp_path: Path, toy_cells):
-    out = tmp_path / "m"
+    out, empty = tmp_path / "m", toy_cells()
+    empty.X *= 0
     for data, match in (
         ([], "there are no cells to train on"),
         (toy_cells(0), r"study1 is empty \(0 cells x 50 genes\)"),
-        (toy_cells(1), r"no gene is expressed in min_cells=5 cells"),
+        (toy_cells(1), r"no gene is expressed in min_cells=5 cells, the commonest in 1: give min_cells=1 or less, or"),
+        (empty, r"no gene is expressed in min_cells=5 cells, the commonest in 0: give counts in \.X"),
     ):
         with pytest.raises(ValueError, match=match):
             pretrain(data, out)
@@ -299,8 +302,6 @@ def test_input_that_cannot_work(tmp_path: Path, toy_cells):
         bad.X.data[5] = value
         with pytest.raises(ValueError, match="study1 holds negative or non-finite values: give counts"):
             pretrain(bad, out)
-    with pytest.raises(ValueError, match="size='tiny' is unknown; give one of 'nano', 'mini', 'human'"):
-        pretrain(toy_cells(), out, size="tiny")
     with pytest.raises(FileNotFoundError, match="nowhere does not exist; give h5ad files"):
         pretrain(tmp_path / "nowhere", out)
     for name in ("x", "y"):
@@ -309,6 +310,21 @@ def test_input_that_cannot_work(tmp_path: Path, toy_cells):
     with pytest.raises(ValueError, match="two files are named 'same'"):
         pretrain([tmp_path / "x", tmp_path / "y"], out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"size": "tiny"}, "size='tiny' is unknown; there are nano, mini, human"),
+        ({"size": ["mini"]}, r"size=\['mini'\] is unknown; did you mean 'mini'"),
+        ({"min_cells": "a"}, "min_cells='a': a number of cells is needed"),
+        ({"train": {"epoch": 1}}, "unknown training option 'epoch'; did you mean 'epochs'"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_files_are_read(tmp_path: Path, monkeypatch, options, match: str):
+    monkeypatch.setattr(_pretrain, "open_corpus", lambda _: pytest.fail("files were read"))
+    with pytest.raises(ValueError, match=match):
+        pretrain(tmp_path, tmp_path / "m", **options)
 
 
 def test_cuda_where_there_is_none(tmp_path: Path, monkeypatch, toy_cells):
@@ -327,6 +343,18 @@ def test_the_vocabulary_holds_genes_that_enough_cells_express(tmp_path: Path, to
     short = replace(TRAIN, epochs=1)
     assert "G3" not in pretrain(rare, tmp_path / "five", train=short).vocab
     assert "G3" in pretrain(rare, tmp_path / "four", train=short, min_cells=4).vocab
+
+
+def test_min_cells_counts_the_cells_of_a_gene_not_its_columns(tmp_path: Path, toy_cells):
+    rare = toy_cells()
+    x = rare.X.toarray()
+    x[:, :3] = 0
+    x[:2, :3] = 5
+    rare.X = sparse.csr_matrix(x)
+    rare.var_names = [*["DUP"] * 3, *rare.var_names[3:]]
+    short = replace(TRAIN, epochs=1)
+    assert "DUP" not in pretrain(rare, tmp_path / "five", train=short).vocab
+    assert "DUP" in pretrain(rare, tmp_path / "two", train=short, min_cells=2).vocab
 
 
 def test_empty_cells_and_the_input_as_it_was(tmp_path: Path, toy_cells):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from scgpt_tl._nearest import check_choice
 from scgpt_tl.core.config import ModelConfig
 from scgpt_tl.core.scgpt import Network
 from scgpt_tl.engine import devices
@@ -44,12 +46,7 @@ def pretrain(
     seed: int = 0,
 ) -> Model:
     """Train a model of `size` on a corpus; see `tl.scgpt_pretrain`, which opens it."""
-    if size not in SIZES:
-        msg = f"size={size!r} is unknown; give one of {', '.join(map(repr, SIZES))}"
-        raise ValueError(msg)
-    if train.lora:
-        msg = f"lora={train.lora} would leave a new network's random weights as they are: it is for fine-tuning, give 0"
-        raise ValueError(msg)
+    check_request(size=size, train=train, min_cells=min_cells)
     fabric = devices.begin(fabric_for(out, train))
     vocab = devices.from_first(fabric, lambda: _vocabulary(sources, min_cells))  # one process reads the corpus through
     model = _untrained(vocab, size, recipe, seed)
@@ -69,15 +66,34 @@ def pretrain(
     return carry_out(job, fabric)
 
 
+def check_request(*, size: object, train: TrainConfig, min_cells: object) -> None:
+    """Refuse what cannot be asked for, whatever the corpus.
+
+    Raises
+    ------
+    ValueError
+        An unknown size, adapters, `min_cells` that is no number.
+    """
+    check_choice("size", size, SIZES)
+    if train.lora:
+        msg = f"lora={train.lora} would leave a new network's random weights as they are: it is for fine-tuning, give 0"
+        raise ValueError(msg)
+    if not isinstance(min_cells, Real):
+        msg = f"min_cells={min_cells!r}: a number of cells is needed"
+        raise ValueError(msg)
+
+
 def _vocabulary(sources: Sequence[Source], min_cells: int) -> GeneVocab:
     """Genes that enough cells of the corpus express."""
     counts: Counter[str] = Counter()
     for source in sources:
-        for gene, n in zip(source.genes, expressed(source).tolist(), strict=True):
-            counts[gene] += n
+        # a gene's repeated columns have one number, that of its cells
+        counts.update(dict(zip(source.genes, expressed(source).tolist(), strict=True)))
     kept = sorted(gene for gene, n in counts.items() if gene and n >= min_cells)
     if not kept:
-        msg = f"no gene is expressed in min_cells={min_cells} cells"
+        most = max((n for gene, n in counts.items() if gene), default=0)
+        cure = f"give min_cells={most} or less, or more cells" if most else "give counts in .X"
+        msg = f"no gene is expressed in min_cells={min_cells} cells, the commonest in {most}: {cure}"
         raise ValueError(msg)
     return GeneVocab(kept)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,7 +88,7 @@ class Source:
     """What the data were: file, sha256, cells, genes."""
 
     def __post_init__(self) -> None:
-        _check_weight(self.name, self.weight)
+        check_weight(self.name, self.weight)
         told = {"name": self.name, "cells": self.n_cells, "genes": len(self.genes)}
         object.__setattr__(self, "manifest", told | self.manifest)
 
@@ -102,12 +103,13 @@ class Source:
 
     @cached_property
     def _expressed(self) -> np.ndarray:
-        counts = np.zeros(len(self.genes), np.int64)
+        names, gene, columns = np.unique(self.genes, return_inverse=True, return_counts=True)
+        counts = np.zeros(len(names), np.int64)
         for block in _whole(self):
             _check_values(self, block)
-            counts += np.bincount(block.indices, minlength=len(counts))
+            counts += np.bincount(_once(block, gene, columns > 1), minlength=len(names))
         self.matrix.close()
-        return counts
+        return counts[gene]
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class Study:
     """(n_cells,) int64."""
 
     def __post_init__(self) -> None:
-        _check_weight(self.name, self.weight)
+        check_weight(self.name, self.weight)
         if sparse.issparse(self.matrix):
             object.__setattr__(self, "matrix", open_matrix(self.matrix))
 
@@ -162,7 +164,9 @@ class Study:
 
 
 def expressed(source: Source) -> np.ndarray:
-    """(n_vars,) int64 cells in which each column is not zero; reads the matrix through, once.
+    """(n_vars,) int64 cells that express the gene of each column, in this or another of its columns.
+
+    Reads the matrix through, once.
 
     Raises
     ------
@@ -172,6 +176,15 @@ def expressed(source: Source) -> np.ndarray:
         The file cannot be read.
     """
     return source._expressed  # noqa: SLF001 (its own module)
+
+
+def _once(block: sparse.csr_matrix, gene: np.ndarray, several: np.ndarray) -> np.ndarray:
+    """The gene of each value; one that has several columns occurs once in a cell."""
+    found = gene[block.indices]
+    places = np.flatnonzero(several[found])
+    cells = np.searchsorted(block.indptr, places, side="right") - 1
+    _, first = np.unique(cells * len(several) + found[places], return_index=True)
+    return np.delete(found, np.delete(places, first))
 
 
 def wrong_values(counts: sparse.csr_matrix) -> str:
@@ -208,7 +221,14 @@ def _check_values(data: Source | Study, counts: sparse.csr_matrix) -> None:
         raise ValueError(msg)
 
 
-def _check_weight(name: str, weight: float) -> None:
-    if not 0 <= weight < np.inf:
-        msg = f"study {name!r} has the weight {weight}: give 0 (left out) or more; 1 shows each cell once an epoch"
+def check_weight(name: str, weight: object) -> None:
+    """Refuse what is no weight of a study.
+
+    Raises
+    ------
+    ValueError
+        No number, a negative or an infinite one.
+    """
+    if not (isinstance(weight, Real) and 0 <= float(weight) < np.inf):
+        msg = f"study {name!r} has the weight {weight!r}: give 0 (left out) or more; 1 shows each cell once an epoch"
         raise ValueError(msg)

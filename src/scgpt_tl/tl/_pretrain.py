@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from scgpt_tl._random import as_seed
 from scgpt_tl.engine.config import TrainConfig
-from scgpt_tl.engine.pretrain import pretrain
+from scgpt_tl.engine.pretrain import check_request, pretrain
 from scgpt_tl.engine.recipes import GENERATIVE_CONTRAST, Recipe, recipe_named
 from scgpt_tl.tl._corpus import open_corpus
 
@@ -84,12 +84,14 @@ def scgpt_pretrain(
     RuntimeError
         Another process trains into `out`.
     """
+    options, asked = TrainConfig().changed(train), recipe_named(recipe)
+    check_request(size=size, train=options, min_cells=min_cells)  # before files are read
     return pretrain(
         open_corpus(data),
         out=Path(out).expanduser(),
         size=size,
-        train=TrainConfig().changed(train),
-        recipe=recipe_named(recipe),
+        train=options,
+        recipe=asked,
         min_cells=min_cells,
         validate=[] if validate is None else open_corpus(validate),
         resume=resume,
