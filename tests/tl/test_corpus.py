@@ -93,6 +93,24 @@ def test_a_folder_is_its_files_at_any_depth(folder: Path, toy_cells):
     assert [s.name for s in open_corpus(folder / "deeper" / "c.zarr")] == ["c"]
 
 
+def test_a_folder_names_what_it_has_under_another_spelling_or_not_at_all(folder: Path, toy_cells, caplog):
+    write(toy_cells(9), folder / "up.h5ad").rename(folder / "UP.H5AD")
+    assert [s.name for s in open_corpus(folder)] == ["UP", "b", "a", "c"]
+    (folder / "deeper" / "atlas.h5ad").symlink_to("/gone/atlas.h5ad")
+    (folder / "lost.zarr").symlink_to("/gone/lost.zarr")
+    with pytest.raises(FileNotFoundError, match=r"atlas\.h5ad is a link to /gone/atlas\.h5ad, which is not there"):
+        open_corpus(folder)
+    assert [s.name for s in open_corpus(folder, skip_bad=True)] == ["UP", "b", "a", "c"]
+    for name in ("atlas", "lost"):
+        assert any(said.startswith(f"'{name}' is left out: ") for said in caplog.messages)
+
+
+def test_the_home_folder_is_spelled_as_in_a_shell(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("USERPROFILE", str(folder))
+    assert [s.name for s in open_corpus(["~/b.h5ad", Path("~/deeper")])] == ["b", "a", "c"]
+
+
 def test_lists_mappings_and_adata(folder: Path, toy_cells):
     adata = toy_cells(15)
     mixed = open_corpus([adata, folder / "b.h5ad", [str(folder / "deeper")], adata[:5]])
@@ -248,8 +266,8 @@ def test_weights(make, caplog):
         open_corpus(two, weights={"atls": 1})
     with pytest.raises(ValueError, match=r"weights names the study 'other', which .*not have; there are atlas, b"):
         open_corpus(two, weights={"other": 1})
-    for weight in (-1, np.nan):
-        with pytest.raises(ValueError, match=f"study 'a' has the weight {weight}"):
+    for weight in (-1, np.nan, "x", None):
+        with pytest.raises(ValueError, match=f"study 'a' has the weight {weight!r}"):
             open_corpus(corpus, weights={"a": weight})
     with pytest.raises(ValueError, match="there are no cells to train on"):
         open_corpus({"a": corpus["a"]}, weights={"a": 0})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from scgpt_tl._nearest import nearest
-from scgpt_tl.engine.study import Source
+from scgpt_tl.engine.study import Source, check_weight
 from scgpt_tl.genes.canonical import canonical_names, ensembl_id, familiar_names, symbols_of_ids, written_names
 from scgpt_tl.genes.folders import DATA_VARIABLE
 from scgpt_tl.genes.table import LOCAL, hgnc_table
@@ -80,7 +80,7 @@ def open_corpus(
     Raises
     ------
     FileNotFoundError
-        No such path.
+        No such path, or a link to none.
     ValueError
         A damaged, empty or foreign file, negative or non-finite values, studies without a common gene, two studies of
         one name, a weight for no study, no cells at all.
@@ -152,7 +152,7 @@ def _of_mapping(data: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 def _items(data: Any) -> list[Any]:
     """AnnData, `Source`, existing files and stores; folders and lists opened."""
     if isinstance(data, (str, Path)):
-        path = Path(data)
+        path = Path(data).expanduser()
         if not path.exists():
             msg = f"{path} does not exist; give h5ad files, zarr stores, a folder of them, or AnnData"
             raise FileNotFoundError(msg)
@@ -163,15 +163,20 @@ def _items(data: Any) -> list[Any]:
 
 
 def _below(folder: Path) -> list[Path]:
-    """All h5ad files and zarr stores of a folder, what is hidden left out; stores are not entered."""
+    """All h5ad files and zarr stores of a folder, what is hidden left out; stores are not entered.
+
+    What is called one of them and is none, a link to nothing among others, is there too, so that it is refused by name.
+    """
     found = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
-        if is_store(path) or (path.suffix == ".h5ad" and path.is_file()):
+        if is_store(path):
             found.append(path)
         elif path.is_dir():
             found += _below(path)
+        elif path.suffix.lower() in (".h5ad", ".zarr"):
+            found.append(path)
     return found
 
 
@@ -180,6 +185,7 @@ def _weights(weights: Mapping[str, float], items: Mapping[str, Any]) -> dict[str
         if name not in items:
             msg = f"weights names the study {name!r}, which the corpus does not have; {nearest(name, items)}"
             raise ValueError(msg)
+        check_weight(name, weight)
         if weight == 0:
             logger.warning("study %r has the weight 0 and is left out", name)
     return {name: float(weight) for name, weight in weights.items()}
