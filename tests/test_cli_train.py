@@ -183,6 +183,21 @@ def test_a_wrong_file_is_told_in_one_line(calls, corpus, tmp_path, capsys):
     assert calls == []
 
 
+def test_what_an_error_advises_is_an_option_here(corpus, monkeypatch, capsys):
+    words = ["pretrain", str(corpus[0]), "--out", "m", "--zeros"]
+    assert cli.main(words) == 1
+    assert capsys.readouterr().err.endswith("or leave it out with --skip-bad\n")
+
+    def refuse(*_, **__):
+        msg = "TrainConfig(zeros=True): overwrite=True if it may go, resume=False starts anew, append=True"
+        raise ValueError(msg)
+
+    monkeypatch.setitem(vars(tl), "scgpt_pretrain", refuse)
+    assert cli.main(words) == 1
+    said = "TrainConfig(zeros=True): --overwrite if it may go, --fresh starts anew, append=True"
+    assert capsys.readouterr().err == f"scgpt-tl: error: {said}\n"
+
+
 @pytest.mark.parametrize(
     "wrong", [["--schedule", "cosin"], ["--epochs", "ten"], ["--preset", "9GB"], ["--size", "huge"]]
 )

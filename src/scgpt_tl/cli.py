@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 traceback.print_exc()
             else:
                 where = f" in process {rank()}" if rank() else ""
-                print(f"scgpt-tl: error{where}: {_one_line(error)}", file=sys.stderr)
+                print(f"scgpt-tl: error{where}: {_one_line(error, args)}", file=sys.stderr)
             return 1
     return 0
 
@@ -231,8 +231,14 @@ def _demo(args: argparse.Namespace) -> None:
     print(f"Picture: {made.picture}   data: {made.data}   {made.seconds:.0f} s in all")
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException, args: argparse.Namespace) -> str:
+    """An error's text; what it advises as an argument in Python is named as the option that it is here."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    switches = [name for name, value in vars(args).items() if isinstance(value, bool)]
+    for name in switches:
+        text = re.sub(rf"(?<![\w(]){name}=True\b", f"--{name.replace('_', '-')}", text)
+    if "fresh" in switches:
+        text = text.replace("resume=False", "--fresh")
     return " ".join(text.split()) or type(error).__name__
 
 

@@ -127,6 +127,8 @@ def test_yaml_that_is_refused(tmp_path, text, says):
 def test_yaml_that_cannot_be_read(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*absent\.yaml"):
         TrainConfig.read(tmp_path / "absent.yaml")
+    with pytest.raises(ValueError, match="is a folder, expected a YAML file of training options"):
+        TrainConfig.read(tmp_path)
     (tmp_path / "c.yaml").write_bytes(b"epochs: \xff\n")
     with pytest.raises(ValueError, match="is not YAML"):
         TrainConfig.read(tmp_path / "c.yaml")
@@ -153,6 +155,9 @@ def test_yaml_that_cannot_be_read(tmp_path):
         ({"strategy": "dpp"}, "did you mean 'ddp'"),
         ({"loggers": ["csv", "tensorbord"]}, "did you mean 'tensorboard'"),
         ({"freeze": ["layer"]}, "no part 'layer'; did you mean 'layers'"),
+        ({"keep": False}, "text is needed; there are last, best"),  # YAML's `keep: no`
+        ({"precision": 16}, "text is needed; there are auto, 32-true, bf16-mixed, 16-mixed"),
+        ({"loggers": 3}, "a list of names is needed; there are tensorboard, csv"),
         ({"epochs": True}, "a whole number"),
         ({"progress": "off"}, "true or false"),
         ({"max_memory": 8.5}, "a number of bytes"),

@@ -115,7 +115,8 @@ class TrainConfig:
             try:
                 value = convert(value, hint)
             except (TypeError, ValueError):
-                msg = f"TrainConfig({name}={value!r}): {expected(hint)} is needed"
+                among = f"; {nearest(value, _CHOICES[name])}" if name in _CHOICES else ""
+                msg = f"TrainConfig({name}={value!r}): {expected(hint)} is needed{among}"
                 raise ValueError(msg) from None
             object.__setattr__(self, name, value)
             if reason := _refusal(name, value):
@@ -224,6 +225,9 @@ def read_options(file: str | Path) -> dict[str, Any]:
     """The mapping that a YAML file holds, not yet checked against the options; see `TrainConfig.read`."""
     import yaml
 
+    if Path(file).is_dir():
+        msg = f"{file} is a folder, expected a YAML file of training options"
+        raise ValueError(msg)
     if not Path(file).is_file():
         msg = f"no file {file}"
         raise FileNotFoundError(msg)
