@@ -94,7 +94,7 @@ def test_the_card_says_what_it_is_and_what_it_is_not(done: tuple[Path, Model]):
     assert "pretrained by `scgpt_tl.tl.scgpt_pretrain` on 80 unlabelled cells" in card
     assert "- study1: 48 cells, 50 genes" in card
     history = done[1].provenance["history"]
-    assert f"| 3 | {history[2]['train/loss']:.4f} | {history[2]['held_out/loss']:.4f} |" in card
+    assert f"| 3 | {history[2]['train/loss']:.4f} / {history[2]['held_out/loss']:.4f} | " in card
     assert "## Limits" in card
 
 
