@@ -295,6 +295,47 @@ def test_gradients_that_are_no_numbers_stop_it_too(studies, tmp_path: Path, monk
         run(studies, tmp_path, replace(TRAIN, clip=clip))
 
 
+@pytest.mark.parametrize("held_out", [0.1, 0.0])
+@pytest.mark.parametrize("step", [1, 4, 9])
+def test_weights_that_an_update_spoilt_are_not_kept(studies, tmp_path: Path, monkeypatch, held_out: float, step: int):
+    """Too large for a loss, though numbers: told before `save_every`, an epoch's end and the run's end write them."""
+    monkeypatch.setattr(training, "learning_rate", lambda _, at, *__, **___: 1e30 if at == step else 1e-3)
+    train = replace(TRAIN, held_out=held_out, epochs=2, save_every=2, keep="best")
+    with pytest.raises(FloatingPointError, match=f"the loss is no number at step {step + 1} ") as told:
+        run(studies, tmp_path, train, GENERATIVE)
+    kept = list(tmp_path.glob("*.ckpt"))
+    assert bool(kept) == (step > 1) == ("is from before" in str(told.value))
+    for file in kept:
+        weights = torch.load(file, weights_only=True)["module"].values()
+        assert max(float(x.abs().max()) for x in weights) < 1e3
+
+
+def test_a_weight_that_is_no_number_is_not_kept(studies, tmp_path: Path, monkeypatch):
+    def held_out(self) -> dict[str, float]:
+        if self.progress.epoch == 1:
+            self.network.backbone.genes.table.weight.data[61] = np.nan  # that of padding: no loss tells
+        return {"held_out/loss": 1.0}
+
+    monkeypatch.setattr(training._Fit, "_held_out", held_out)
+    with pytest.raises(FloatingPointError, match=r"a weight is no number at step 10 \(loss 1\), on the cells held out"):
+        run(studies, tmp_path)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["progress"]["step"] == 5
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("step", [1, 7])
+def test_what_is_said_to_mend_it(studies, tmp_path: Path, monkeypatch, precision: str, step: int):
+    """What is there, and what is not done already."""
+    monkeypatch.setattr(training, "learning_rate", lambda _, at, *__, **___: 1e30 if at == step else 1e-3)
+    with pytest.raises(FloatingPointError) as told:
+        run(studies, tmp_path, replace(TRAIN, precision=precision, clip=0.0), GENERATIVE)
+    said = str(told.value)
+    assert ("no checkpoint was written before" in said) == (step == 1)
+    assert ("a checkpoint in" in said) == ("resume=False" in said) == (step == 7)
+    assert ("precision='32-true'" in said) == (precision == "bf16-mixed")
+    assert "clip=1.0" in said
+
+
 def feeding() -> set[threading.Thread]:
     return {t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")}
 

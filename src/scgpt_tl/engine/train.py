@@ -73,7 +73,7 @@ def fit(fabric: Fabric, task: Task) -> list[dict[str, float]]:
     Raises
     ------
     FloatingPointError
-        The loss is no number; the last checkpoint is from before.
+        The loss or a weight is no number; a checkpoint, where there is one, is from before.
     KeyboardInterrupt, SystemExit
         Ctrl-C or SIGTERM, after the step was finished and saved.
     OSError
@@ -108,6 +108,7 @@ class _Fit:
         self.steps = sum(len(self.plan.epoch(number)) for number in range(train.epochs))
         self.progress = Progress(world=fabric.world_size)
         self.budget = budget(self.network, train, recipe)
+        self._seen: tuple[Draw, Minibatch] | None = None  # of the last step
         self.network.backbone.recompute = train.checkpointing
         if train.compile:
             self.network.backbone.compile_blocks()
@@ -158,7 +159,7 @@ class _Fit:
         with bar, closing(self._feed(epoch, self.studies, start=done.position)) as feed:
             bar.set_description(f"epoch {done.epoch + 1}/{self.train.epochs}")
             for draw, minibatch in feed:
-                parts = self._step(draw, minibatch)
+                parts, self._seen = self._step(draw, minibatch), (draw, minibatch)
                 (cells,) = devices.summed(self.fabric, draw.weight * len(draw.rows))
                 done.add({f"train/{name}": value for name, value in parts.items()}, int(cells))
                 done.step, done.position = done.step + 1, done.position + 1
@@ -166,6 +167,7 @@ class _Fit:
                 bar.update(int(cells))
                 self._stop_if_asked(stop)
                 if done.step % self.train.save_every == 0 and done.position < len(epoch):
+                    self._check()
                     self._save()
 
     # ---- one step
@@ -184,8 +186,9 @@ class _Fit:
         most = self.train.clip or math.inf
         norm: Any = self.fabric.clip_gradients(self.module, self.optimizer, max_norm=most, error_if_nonfinite=False)
         norm = 0.0 if self._scaled else float(norm)  # the scaler skips a step that overflows
-        if not math.isfinite(parts["loss"] + norm):
-            self._refuse(draw, parts)
+        for what, number in (("the loss", parts["loss"]), ("a gradient", norm)):
+            if not math.isfinite(number):
+                self._refuse(what, parts, self._cells(draw))
         self.optimizer.step()
         return parts
 
@@ -220,15 +223,44 @@ class _Fit:
             self.progress.limit,
         )
 
-    def _refuse(self, draw: Draw, parts: dict[str, float]) -> None:
-        study = self.studies[draw.study].name
+    # ---- numbers that are none
+
+    def _check(self, held_out: dict[str, float] | None = None) -> None:
+        """Refuse weights that the last update spoilt, before any of them is written.
+
+        They may be numbers still, and too large for a loss: that of the held-out cells, else of the last step's, tells.
+        """
+        parts = {name.removeprefix("held_out/"): value for name, value in (held_out or {}).items()}
+        where = "on the cells held out"
+        if not parts and self._seen is not None:
+            parts, where = self._again(self._seen[1]), self._cells(self._seen[0])
+        if not math.isfinite(parts.get("loss", 0.0)):
+            self._refuse("the loss", parts, where)
+        spoilt = not all(bool(torch.isfinite(weight).all()) for weight in self.module.parameters())
+        if devices.largest(self.fabric, spoilt)[0]:  # a process may hold a part of them
+            self._refuse("a weight", parts, where)
+
+    @torch.no_grad()
+    def _again(self, minibatch: Minibatch) -> dict[str, float]:
+        """Losses of a step's cells with the weights as they are after it."""
+        self.module.eval()
+        found = self._losses(minibatch)
+        self.module.train()
+        return dict(zip(found, devices.summed(self.fabric, *found.values()), strict=True))
+
+    def _cells(self, draw: Draw) -> str:
         rows = ", ".join(map(str, draw.rows[:8].tolist())) + (" ..." if len(draw.rows) > 8 else "")
+        return f"on cells {rows} of {self.studies[draw.study].name!r}"
+
+    def _refuse(self, what: str, parts: dict[str, float], where: str) -> None:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in parts.items())
-        msg = (
-            f"the loss is no number at step {self.progress.step} ({shown}), on cells {rows} of {study!r}; a checkpoint "
-            f"in {self.folder} is from before. A lower learning_rate or clip may help, which makes another run "
-            "(resume=False), or precision='32-true', with which this one goes on"
-        )
+        kept = (self.folder / checkpoint.LAST).exists()
+        said = f"a checkpoint in {self.folder} is from before" if kept else "no checkpoint was written before"
+        mends = f"A lower learning_rate or {'clip' if self.train.clip else 'clip=1.0'} may help"
+        mends += ", which makes another run (resume=False)" if kept else ""
+        if self._precision.precision != "32-true":
+            mends += ", or precision='32-true'" + (", with which this one goes on" if kept else "")
+        msg = f"{what} is no number at step {self.progress.step} ({shown}), {where}; {said}. {mends}"
         raise FloatingPointError(msg)
 
     # ---- data
@@ -256,8 +288,9 @@ class _Fit:
     # ---- epochs
 
     def _end_epoch(self) -> None:
-        done = self.progress
-        found = done.means() | self._held_out()
+        done, held_out = self.progress, self._held_out()
+        self._check(held_out)
+        found = done.means() | held_out
         self.fabric.log_dict(found, step=done.step)
         for each in self.fabric.loggers:
             each.save()  # a run may end at any moment
@@ -278,14 +311,19 @@ class _Fit:
         return seen.means()
 
     def _add_held_out(self, seen: Progress, draw: Draw, minibatch: Minibatch) -> None:
+        found = self._losses(minibatch)
+        cells, *sums = devices.summed(self.fabric, draw.weight * len(draw.rows), *found.values())
+        seen.add({f"held_out/{name}": x for name, x in zip(found, sums, strict=True)}, int(cells))
+
+    def _losses(self, minibatch: Minibatch) -> dict[str, float]:
+        """Of cells that do not train, on this device."""
         found = dict.fromkeys(("loss", *self.recipe.asked), 0.0)
         for work in self._cut(minibatch.to(self.fabric.device)):
             work.step = max(work.step, self.recipe.prompt_after)  # all that is asked
             total, each = self.module(work)
             for name, value in {"loss": total, **each}.items():
                 found[name] += float(value)
-        cells, *sums = devices.summed(self.fabric, draw.weight * len(draw.rows), *found.values())
-        seen.add({f"held_out/{name}": x for name, x in zip(found, sums, strict=True)}, int(cells))
+        return found
 
     def _patience_is_over(self) -> bool:
         return 0 < self.train.patience <= self.progress.waited
@@ -320,6 +358,7 @@ class _Fit:
         (number,) = devices.largest(self.fabric, stop.signal or 0)
         if number:
             stop.signal = int(number)
+            self._check()
             self._save()
             msg = f"stopped and saved after step {self.progress.step}; the same call goes on from there"
             raise stop.error(msg)

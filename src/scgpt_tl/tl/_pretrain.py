@@ -78,7 +78,7 @@ def scgpt_pretrain(
     FileExistsError
         `out` holds another model.
     FloatingPointError
-        The loss became no number; the last checkpoint is from before.
+        The loss became no number, in the last step, too: nothing is saved, and a checkpoint, if any, is from before.
     KeyboardInterrupt
         Ctrl-C: the step was finished and saved, the same call goes on.
     RuntimeError
