@@ -41,7 +41,7 @@ def test_a_folder_is_claimed_and_claimed_again(tmp_path: Path):
     [
         ({"seed": 1}, "other seed: seed was 0 and is 1"),
         ({"train": {"epochs": 4}}, r"other train: train\.epochs was 3 and is 4"),
-        ({"data": [{"name": "b"}]}, r"other data: see its run\.json"),
+        ({"data": [{"name": "b"}]}, "other data: data: 'b' is new; data: 'a' is missing"),
     ],
 )
 def test_another_run_is_refused_and_nothing_is_lost(tmp_path: Path, other: dict, said: str):

@@ -21,6 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from scgpt_tl._files import replacing
+from scgpt_tl.engine._differences import differences
 from scgpt_tl.engine.devices import together
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _claim(folder: Path, run: dict[str, Any], *, resume: bool) -> None:
             return
         if (folder / LAST).exists():  # else nothing would be lost
             msg = (
-                f"{folder} holds an unfinished run with other {', '.join(differ)}: {_differences(held, run, differ)}; "
+                f"{folder} holds an unfinished run with other {', '.join(differ)}: {differences(held, run, differ)}; "
                 "repeat its arguments, give another out=, or resume=False to start anew"
             )
             raise ValueError(msg)
@@ -103,19 +104,6 @@ def _read_mark(mark: Path) -> dict[str, Any]:
     except ValueError as error:
         msg = f"{mark} is damaged ({error}), so that nobody can tell whose run this is: resume=False starts anew"
         raise ValueError(msg) from error
-
-
-def _differences(held: dict[str, Any], run: dict[str, Any], keys: list[str]) -> str:
-    """The first few values that differ, theirs and ours."""
-    found = []
-    for key in keys:
-        theirs, ours = held.get(key), run[key]
-        if isinstance(theirs, dict) and isinstance(ours, dict):
-            names = [n for n in {**theirs, **ours} if theirs.get(n) != ours.get(n)]
-            found += [f"{key}.{n} was {theirs.get(n)!r} and is {ours.get(n)!r}" for n in names]
-        elif isinstance(theirs, (str, int, float)):
-            found.append(f"{key} was {theirs!r} and is {ours!r}")
-    return "; ".join(found[:5]) or "see its run.json"
 
 
 def write(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
