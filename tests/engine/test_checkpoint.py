@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,13 +100,30 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path):
         pass
 
 
-def test_a_damaged_mark_is_named(tmp_path: Path):
-    (tmp_path / "run.json").write_text("")
+@pytest.mark.parametrize("text", ["", "null", "[1, 2]", None])
+def test_a_damaged_mark_is_named(tmp_path: Path, text: str | None):
+    """None: it is gone. Another out, or a new beginning, mends it."""
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "last.ckpt").write_text("x")
+    if text is not None:
+        (folder / "run.json").write_text(text)
     with (
         pytest.raises(ValueError, match=r"run\.json is damaged .*resume=False starts anew"),
-        claimed(tmp_path, RUN, resume=True),
+        claimed(folder, RUN, resume=True),
     ):
         pass
+    assert (folder / "last.ckpt").read_text() == "x"
+    with claimed(folder, RUN, resume=False):
+        assert [path.name for path in folder.iterdir()] == ["run.json"]
+
+
+def test_checkpoints_beside_something_else_are_not_ours_to_remove(tmp_path: Path):
+    for name in ("last.ckpt", "epoch=3.ckpt"):
+        (tmp_path / name).write_text("x")
+    for resume in (True, False):
+        with pytest.raises(FileExistsError, match="holds something else"), claimed(tmp_path, RUN, resume=resume):
+            pass
 
 
 def test_a_mark_is_written_once(tmp_path: Path):
@@ -142,11 +160,30 @@ def test_a_full_disk_leaves_the_one_before(tmp_path: Path, fabric: Fabric, monke
     assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
 
 
-def test_a_damaged_one_is_named(tmp_path: Path, fabric: Fabric):
+def spoilt(path: Path) -> None:
+    """Numbers of a tensor are others; nothing else is."""
+    content = bytearray(path.read_bytes())
+    place = content.index(torch.arange(500, dtype=torch.float32).numpy().tobytes())
+    content[place : place + 2000] = b"\x3f" * 2000
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:200]),
+        spoilt,
+        lambda path: path.write_text("no archive"),
+        lambda path: torch.save([1, 2], path),
+        lambda path: torch.save({"module": [1, 2], "format": 2}, path),
+    ],
+)
+def test_a_damaged_one_is_named(tmp_path: Path, fabric: Fabric, damage: Callable[[Path], object]):
     path = tmp_path / "a.ckpt"
-    layer = torch.nn.Linear(2, 2)
+    layer = torch.nn.Linear(500, 1)
+    layer.weight.data[0] = torch.arange(500)
     checkpoint.write(fabric, path, {"module": layer})
-    path.write_bytes(path.read_bytes()[:200])
+    damage(path)
     with pytest.raises(ValueError, match=r"a\.ckpt is damaged or of another version.*resume=False starts anew"):
         checkpoint.read(fabric, path, {"module": layer})
 

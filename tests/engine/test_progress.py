@@ -16,6 +16,14 @@ def test_losses_are_means_over_cells():
     assert progress.means() == {"loss": 1.25}
 
 
+def test_what_was_kept_is_ours():
+    kept = vars(Progress(epoch=2))
+    assert Progress.of(kept) == Progress(epoch=2)
+    for other in (kept | {"mood": 1}, {name: x for name, x in kept.items() if name != "step"}):
+        with pytest.raises(ValueError, match=r"progress has other fields: (mood|step)"):
+            Progress.of(other)
+
+
 def test_the_best_epoch_is_told():
     progress = Progress(step=7, position=7)
     assert [progress.end_epoch({"held_out/loss": x}) for x in (3.0, 2.0, 2.5, float("nan"), 1.0)] == [

@@ -253,6 +253,16 @@ def test_another_number_of_processes_is_said(studies, unbroken, tmp_path: Path, 
     assert torch.load(last, weights_only=True)["progress"]["world"] == 4  # nothing was left to do, nothing was written
 
 
+@pytest.mark.parametrize("progress", [{"step": 3}, {"mood": 1}, None])
+def test_a_checkpoint_that_tells_no_place_is_refused(studies, tmp_path: Path, progress: dict | None):
+    run(studies, tmp_path, replace(TRAIN, epochs=1), GENERATIVE)
+    last = tmp_path / "last.ckpt"
+    kept = torch.load(last, weights_only=True)
+    torch.save({name: x for name, x in (kept | {"progress": progress}).items() if x is not None}, last)
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged or of another version .*resume=False starts anew"):
+        run(studies, tmp_path, replace(TRAIN, epochs=1), GENERATIVE)
+
+
 def test_without_resume_it_starts_anew(studies, unbroken, tmp_path: Path):
     run(studies, tmp_path, replace(TRAIN, epochs=1))
     net, history = run(studies, tmp_path, resume=False)

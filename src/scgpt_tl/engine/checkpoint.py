@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from filelock import FileLock, Timeout
@@ -29,6 +31,13 @@ if TYPE_CHECKING:
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 _FORMAT = 2  # 1: Lightning's Trainer, before the first release
+#: What reading something else than our own checkpoints fails with.
+_DAMAGE = (
+    *(BadZipFile, pickle.UnpicklingError, EOFError, RuntimeError),
+    *(AttributeError, KeyError, TypeError, ValueError),
+)
+_MARK = "run.json"
+_OURS = re.compile(r"(last|best)\.ckpt|\.(last|best)\.ckpt\.part|\.run\.json\.\d+\.json")  # beside the mark
 
 
 @contextmanager
@@ -52,7 +61,7 @@ def claimed(
     Raises
     ------
     ValueError
-        It holds an unfinished run with other arguments.
+        It holds an unfinished run with other arguments, or one whose mark is damaged.
     FileExistsError
         It holds something else.
     RuntimeError
@@ -76,8 +85,9 @@ def claimed(
 
 
 def _claim(folder: Path, run: dict[str, Any], *, resume: bool) -> None:
-    mark = folder / "run.json"
-    if resume and mark.exists():
+    refuse_others(folder)
+    mark = folder / _MARK
+    if resume and (mark.exists() or (folder / LAST).exists()):
         held = _read_mark(mark)
         differ = sorted(key for key in run if held.get(key) != run[key])
         if not differ:
@@ -89,21 +99,40 @@ def _claim(folder: Path, run: dict[str, Any], *, resume: bool) -> None:
             )
             raise ValueError(msg)
     if folder.exists():
-        if any(folder.iterdir()) and not mark.exists():
-            msg = f"{folder} is where checkpoints go, and it holds something else: move that, or give another out="
-            raise FileExistsError(msg)
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     with replacing(mark) as beside:
         beside.write_text(json.dumps(run, indent=1))
 
 
+def refuse_others(folder: Path) -> None:
+    """Refuse a place where something else lies than a run's files.
+
+    Raises
+    ------
+    FileExistsError
+        It is a file, or a folder that no run has marked and that holds what no run writes.
+    """
+    found = "is a file" if os.path.lexists(folder) and not folder.is_dir() else ""
+    if not found and folder.is_dir() and not (folder / _MARK).exists():
+        found = "holds something else" if any(not _OURS.fullmatch(each.name) for each in folder.iterdir()) else ""
+    if found:
+        msg = f"{folder} is where checkpoints go, and it {found}: move that, or give another out="
+        raise FileExistsError(msg)
+
+
 def _read_mark(mark: Path) -> dict[str, Any]:
     try:
-        return json.loads(mark.read_text())
+        held = json.loads(mark.read_text())
+        why = f"it holds a {type(held).__name__}"
+    except FileNotFoundError:
+        held, why = None, "it is missing"
     except ValueError as error:
-        msg = f"{mark} is damaged ({error}), so that nobody can tell whose run this is: resume=False starts anew"
-        raise ValueError(msg) from error
+        held, why = None, str(error)
+    if not isinstance(held, dict):
+        msg = f"{mark} is damaged ({why}), so that nobody can tell whose run this is: resume=False starts anew"
+        raise ValueError(msg)
+    return held
 
 
 def write(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
@@ -147,14 +176,39 @@ def read(fabric: Fabric, path: Path, state: dict[str, Any]) -> dict[str, Any]:
     ValueError
         It is damaged, or another version of this package wrote it.
     """
+    with refusing_damage(path):
+        _check_sums(path)
+        held = torch.load(path, weights_only=True, mmap=True, map_location="cpu")  # tensors alone, by any strategy
+        version = held.get("format", 1)
+        rest = fabric.load(path, state, weights_only=True) if version == _FORMAT else {}
+    if version != _FORMAT:
+        msg = f"{path} was written by another version of scgpt_tl: finish it there, or resume=False starts anew"
+        raise ValueError(msg)
+    rest.pop("format")
+    return rest
+
+
+@contextmanager
+def refusing_damage(path: Path) -> Iterator[None]:
+    """Whatever a checkpoint fails with that is not what we wrote, as one error.
+
+    Raises
+    ------
+    ValueError
+        What is the matter, and what mends it.
+    """
     try:
-        torch.load(path, weights_only=True, mmap=True, map_location="cpu")  # whole, and tensors alone, by any strategy
-        rest = fabric.load(path, state, weights_only=True)
-    except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        yield
+    except _DAMAGE as error:
         why = " ".join(str(error).split())[:300]
         msg = f"{path} is damaged or of another version ({why}): resume=False starts anew"
         raise ValueError(msg) from error
-    if rest.pop("format", 1) != _FORMAT:
-        msg = f"{path} was written by another version of scgpt_tl: finish it there, or resume=False starts anew"
-        raise ValueError(msg)
-    return rest
+
+
+def _check_sums(path: Path) -> None:
+    """Read it through: torch compares no check sums, and would take a number that a disk has spoilt."""
+    with ZipFile(path) as file:
+        bad = file.testzip()
+    if bad is not None:
+        msg = f"{bad} does not have the check sum that it was written with"
+        raise BadZipFile(msg)

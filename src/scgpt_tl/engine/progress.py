@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scgpt_tl.engine.config import TrainConfig
@@ -28,6 +28,20 @@ class Progress:
     """Tokens of a pass, found when memory ran out."""
     world: int = 1
     """Processes."""
+
+    @classmethod
+    def of(cls, kept: dict[str, Any]) -> Progress:
+        """As `vars` has kept it.
+
+        Raises
+        ------
+        ValueError
+            Fields are missing, or are none of ours.
+        """
+        if differ := set(kept) ^ {each.name for each in fields(cls)}:
+            msg = f"progress has other fields: {', '.join(sorted(differ))}"
+            raise ValueError(msg)
+        return cls(**kept)
 
     def add(self, parts: dict[str, float], cells: float) -> None:
         """Count a step."""

@@ -339,9 +339,10 @@ class _Fit:
         path = self.folder / checkpoint.LAST
         kept = checkpoint.read(self.fabric, path, self._state())
         world = self.fabric.world_size
-        self.progress = Progress(**kept["progress"])
-        if self._scaled and kept["scaler"]:
-            self._precision.scaler.load_state_dict(kept["scaler"])
+        with checkpoint.refusing_damage(path):
+            self.progress = Progress.of(kept["progress"])
+            if self._scaled and kept["scaler"]:
+                self._precision.scaler.load_state_dict(kept["scaler"])
         if self.progress.world != world:
             logger.warning(
                 "%s was written by %d processes and goes on with %d: losses stay the same, dropout does not, so the "
