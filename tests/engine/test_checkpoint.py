@@ -84,6 +84,13 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path):
     assert (tmp_path / "thesis.tex").exists()
 
 
+def test_a_place_that_cannot_be_written(tmp_path: Path):
+    (tmp_path / "m.lock").mkdir()
+    said = r"m could not be claimed \(.*m\.lock'\): .*or give another out="
+    with pytest.raises(OSError, match=said), claimed(tmp_path / "m", RUN, resume=True):
+        pass
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path: Path):
     folder = tmp_path / "m"
     code = (

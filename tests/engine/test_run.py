@@ -17,7 +17,7 @@ from scgpt_tl.engine.config import TrainConfig
 from scgpt_tl.engine.passes import Learner
 from scgpt_tl.engine.pretrain import _card
 from scgpt_tl.engine.recipes import GENERATIVE, INTEGRATION
-from scgpt_tl.engine.run import Job, _whole, data_card, tokenizer_for
+from scgpt_tl.engine.run import Job, _whole, carry_out, check_out, data_card, tokenizer_for
 from scgpt_tl.genes.vocab import GeneVocab
 from scgpt_tl.models.model import Model
 
@@ -54,6 +54,25 @@ def test_it_travels_to_another_process(job: Job):
     np.testing.assert_array_equal(
         other.studies[0].take(np.arange(5)).toarray(), job.studies[0].take(np.arange(5)).toarray()
     )
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("place", ["file", "link", "full", "file/m", "marked"])
+def test_a_bad_place_is_refused_before_the_first_step(job: Job, monkeypatch, place: str, overwrite: bool):
+    monkeypatch.setattr("scgpt_tl.engine.run.fit", lambda *_: pytest.fail("trained"))
+    folder = job.out.parent
+    (folder / "file").write_text("precious")
+    (folder / "link").symlink_to(folder / "nowhere")
+    (folder / "full").mkdir()
+    (folder / "full" / "notes.txt").write_text("precious")
+    (folder / "marked.training").touch()
+    before = sorted(folder.rglob("*"))
+    job = replace(job, out=folder / place, overwrite=overwrite, train=TrainConfig(device="cpu"))
+    with pytest.raises((FileExistsError, NotADirectoryError), match=r"; give a|give another") as told:
+        carry_out(job)
+    with pytest.raises(type(told.value)):
+        check_out(str(folder / place))
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_weights_in_shards_are_taken_from_the_checkpoint(job: Job):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scgpt_tl.models._folder import ReadError, locked, written_beside
+from scgpt_tl.models._folder import ReadError, check_place, locked, written_beside
 from scgpt_tl.models.model import load_model
 
 
@@ -98,6 +98,47 @@ def test_other_peoples_files_are_left_alone(make_model, tmp_path: Path, overwrit
     with pytest.raises(FileExistsError, match="is a file"):
         make_model().save(tmp_path / "thesis.txt", overwrite=overwrite)
     assert everything(tmp_path) == {"thesis.txt": b"years of work"}
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        ("", ValueError, "'' is no folder that could be made or replaced: add a name, as in 'model'"),
+        (".", ValueError, "add a name"),
+        ("/", ValueError, "as in '/model'"),
+        ("full/..", ValueError, "add a name"),
+        ("file", FileExistsError, "file is a file; give a folder"),
+        ("link", FileExistsError, "link is a link to nowhere; give a folder"),
+        ("full", FileExistsError, "holds files that are no model; give a new or an empty folder"),
+        ("file/deep/m", NotADirectoryError, "cannot be made, since .*file is no folder; give another folder"),
+    ],
+)
+def test_a_place_for_no_model_is_refused(tmp_path: Path, monkeypatch, name: str, error: type[Exception], said: str):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("link").symlink_to("nowhere")
+    Path("full").mkdir()
+    Path("full/thesis.txt").touch()
+    with pytest.raises(error, match=said):
+        check_place(name)
+    if error is FileExistsError:
+        with pytest.raises(error, match=said), written_beside(name, overwrite=True):
+            pytest.fail("begun")
+
+
+def test_a_place_that_may_not_be_written(make_model, tmp_path: Path, monkeypatch):
+    done = make_model().save(tmp_path / "done")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(PermissionError, match=r"m cannot be made, since you may not write in .*; give another folder"):
+        check_place(tmp_path / "deep" / "m")
+    assert check_place(str(done)) == done  # it may be read
+
+
+@pytest.mark.parametrize("name", ["new", "deep/new", "empty"])
+def test_a_place_for_a_model(tmp_path: Path, name: str):
+    (tmp_path / "empty").mkdir()
+    assert check_place(str(tmp_path / name)) == tmp_path / name
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]  # nothing is made
 
 
 def test_an_empty_folder_is_taken(make_model, tmp_path: Path):

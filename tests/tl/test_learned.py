@@ -32,3 +32,6 @@ def test_where_may_be_learned(tmp_path: Path, tiny: Path):
         check_save(tiny, overwrite=True)  # a published model
     with pytest.raises(FileExistsError, match=r"save='.*vocab.json' is a file"):
         check_save(tmp_path / "native" / "vocab.json", overwrite=True)
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(FileExistsError, match="link is a link to nowhere"):
+        check_save(tmp_path / "link", overwrite=True)

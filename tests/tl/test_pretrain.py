@@ -259,8 +259,9 @@ def test_overwrite_replaces_the_model(tmp_path: Path, toy_cells):
 def test_folders_of_others_are_left_alone(tmp_path: Path, toy_cells):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "notes.txt").write_text("keep")
-    with pytest.raises((FileExistsError, FileNotFoundError), match="m"):
-        pretrain(toy_cells(), tmp_path / "m")
+    for overwrite in (True, False):
+        with pytest.raises(FileExistsError, match="holds files that are no model; give a new or an empty folder"):
+            pretrain(tmp_path / "not looked at", tmp_path / "m", overwrite=overwrite)
     (tmp_path / "n.training").mkdir()
     (tmp_path / "n.training" / "notes.txt").write_text("keep")
     for resume in (True, False):

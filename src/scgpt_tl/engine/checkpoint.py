@@ -66,14 +66,19 @@ def claimed(
         It holds something else.
     RuntimeError
         Another process trains in it.
+    OSError
+        The place cannot be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         msg = f"another process is training in {folder}: let it end, or give another out="
         raise RuntimeError(msg) from None
+    except OSError as error:
+        msg = f"{folder} could not be claimed ({error}): make {folder.parent} writable, or give another out="
+        raise OSError(msg) from error
     try:
         ours = not done()
         if ours:

@@ -16,6 +16,7 @@ import scgpt_tl
 from scgpt_tl.engine import checkpoint, devices
 from scgpt_tl.engine.start import start_from, svd_table
 from scgpt_tl.engine.train import Task, fit
+from scgpt_tl.models._folder import check_place
 from scgpt_tl.models._weights import adopt, skeleton
 from scgpt_tl.models.model import Model, load_model
 
@@ -69,11 +70,29 @@ class Job:
     @property
     def folder(self) -> Path:
         """Where checkpoints lie until the model is whole."""
-        return self.out.with_name(f"{self.out.name}.training")
+        return _training(self.out)
+
+
+def _training(out: Path) -> Path:
+    return out.with_name(f"{out.name}.training")
+
+
+def check_out(out: str | Path) -> Path:
+    """The path of a folder that a run can make or replace; asked first, since a corpus takes long to read.
+
+    Raises
+    ------
+    ValueError, FileExistsError, NotADirectoryError, PermissionError
+        See `check_place`; or something else lies where checkpoints go.
+    """
+    place = check_place(out)
+    checkpoint.refuse_others(_training(place))
+    return place
 
 
 def fabric_for(out: Path, train: TrainConfig) -> Fabric:
-    """Where a model that goes to `out` is trained; see `devices.fabric_for`."""
+    """Where a model that goes to `out` is trained, if it can be; see `check_out` and `devices.fabric_for`."""
+    check_out(out)
     return devices.fabric_for(train, out.with_name(f"{out.name}.logs"))
 
 

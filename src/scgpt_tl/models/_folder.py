@@ -16,6 +16,34 @@ from scgpt_tl._files import clear_stale
 from scgpt_tl.genes.bundle import kind_of
 
 
+def check_place(folder: str | Path) -> Path:
+    """The path of a folder where a model can come to lie, asked before long work; whose model lies there is not asked.
+
+    Raises
+    ------
+    ValueError
+        It has no name of its own.
+    FileExistsError
+        It is a file or a link to nowhere, or holds files that are no model.
+    NotADirectoryError, PermissionError
+        It cannot be made.
+    """
+    place = Path(folder).expanduser()
+    if place.name in ("", ".."):
+        msg = f"{str(folder)!r} is no folder that could be made or replaced: add a name, as in {str(place / 'model')!r}"
+        raise ValueError(msg)
+    target = place.absolute()
+    above = next(each for each in target.parents if os.path.lexists(each))
+    if not above.is_dir():
+        msg = f"{target} cannot be made, since {above} is no folder; give another folder"
+        raise NotADirectoryError(msg)
+    if not os.access(above, os.W_OK | os.X_OK) and kind_of(target) is None:  # a model that is there may be read
+        msg = f"{target} cannot be made, since you may not write in {above}; give another folder, or ask for the right"
+        raise PermissionError(msg)
+    _refuse_others(target, None, "model")
+    return place
+
+
 @contextmanager
 def written_beside(
     folder: str | Path, *, overwrite: bool, mark: str | None = None, what: str = "model"
@@ -92,16 +120,21 @@ def _told(target: Path) -> Iterator[None]:
         raise OSError(msg) from error
 
 
-def _refuse_taken(target: Path, mark: str | None, what: str, *, overwrite: bool) -> None:
-    if target.is_file():
-        msg = f"{target} is a file; give a folder, which is made where it does not exist"
+def _refuse_others(target: Path, mark: str | None, what: str) -> None:
+    """Refuse what is not ours to replace."""
+    if os.path.lexists(target) and not target.is_dir():
+        found = "is a file" if target.exists() else "is a link to nowhere"
+        msg = f"{target} {found}; give a folder, which is made where it does not exist"
         raise FileExistsError(msg)
-    if not target.is_dir() or not any(target.iterdir()):
-        return
-    if not (kind_of(target) is not None if mark is None else (target / mark).is_file()):
+    known = kind_of(target) is not None if mark is None else (target / mark).is_file()
+    if target.is_dir() and any(target.iterdir()) and not known:
         msg = f"{target} holds files that are no {what}; give a new or an empty folder"
         raise FileExistsError(msg)
-    if not overwrite:
+
+
+def _refuse_taken(target: Path, mark: str | None, what: str, *, overwrite: bool) -> None:
+    _refuse_others(target, mark, what)
+    if not overwrite and target.is_dir() and any(target.iterdir()):
         msg = f"{target} holds a {what} already; give another folder, or overwrite=True to replace it"
         raise FileExistsError(msg)
 

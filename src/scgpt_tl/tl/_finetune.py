@@ -10,6 +10,7 @@ from scgpt_tl._random import as_seed
 from scgpt_tl.engine.config import FINETUNE
 from scgpt_tl.engine.finetune import finetune
 from scgpt_tl.engine.recipes import GENERATIVE, Recipe, recipe_named
+from scgpt_tl.engine.run import check_out
 from scgpt_tl.models.model import load_model
 from scgpt_tl.tl._corpus import open_corpus
 
@@ -71,15 +72,16 @@ def scgpt_finetune(
     ValueError
         Too few genes of a study are known, fewer than two labels or batches where the recipe needs them, and as for
         `tl.scgpt_pretrain`.
-    FileExistsError, FloatingPointError, KeyboardInterrupt, RuntimeError
+    FileExistsError, NotADirectoryError, PermissionError, FloatingPointError, KeyboardInterrupt, RuntimeError
         As for `tl.scgpt_pretrain`.
     """
+    place = check_out(out)
     loaded = load_model(model)
     sources = open_corpus(data, model_vocab=loaded.vocab, labels_key=labels_key, batch_key=batch_key)
     return finetune(
         sources,
         model=loaded,
-        out=Path(out).expanduser(),
+        out=place,
         recipe=recipe_named(recipe),
         train=FINETUNE.changed(train),
         resume=resume,

@@ -15,6 +15,7 @@ import numpy as np
 from scgpt_tl.engine.config import TrainConfig
 from scgpt_tl.engine.predict import Compute
 from scgpt_tl.genes.bundle import FILES
+from scgpt_tl.models._folder import check_place
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -52,6 +53,8 @@ def check_save(save: str | Path | None, *, overwrite: bool) -> None:
     ------
     FileExistsError
         A file, or a folder of other things than a model that this package has written.
+    ValueError, NotADirectoryError, PermissionError
+        See `check_place`.
     """
     if save is None:
         return
@@ -64,6 +67,7 @@ def check_save(save: str | Path | None, *, overwrite: bool) -> None:
         mend = "give a new or an empty folder" + ("; overwrite=True replaces a saved model alone" if overwrite else "")
         msg = f"save={str(save)!r} holds files that are no model of scgpt_tl: {mend}"
         raise FileExistsError(msg)
+    check_place(folder)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from scgpt_tl._random import as_seed
 from scgpt_tl.engine.config import TrainConfig
 from scgpt_tl.engine.pretrain import check_request, pretrain
 from scgpt_tl.engine.recipes import GENERATIVE_CONTRAST, Recipe, recipe_named
+from scgpt_tl.engine.run import check_out
 from scgpt_tl.tl._corpus import open_corpus
 
 if TYPE_CHECKING:
@@ -76,7 +77,9 @@ def scgpt_pretrain(
         No cells, no gene in `min_cells` cells, negative or missing values, a damaged file, an unknown size, or `resume`
         over a run with other arguments; the message names what differs.
     FileExistsError
-        `out` holds another model.
+        `out` holds another model or other files, or is a file; or the folder of checkpoints holds something else.
+    NotADirectoryError, PermissionError
+        `out` cannot be made.
     FloatingPointError
         The loss became no number, in the last step, too: nothing is saved, and a checkpoint, if any, is from before.
     KeyboardInterrupt
@@ -84,11 +87,11 @@ def scgpt_pretrain(
     RuntimeError
         Another process trains into `out`.
     """
-    options, asked = TrainConfig().changed(train), recipe_named(recipe)
+    options, asked, place = TrainConfig().changed(train), recipe_named(recipe), check_out(out)
     check_request(size=size, train=options, min_cells=min_cells)  # before files are read
     return pretrain(
         open_corpus(data),
-        out=Path(out).expanduser(),
+        out=place,
         size=size,
         train=options,
         recipe=asked,
