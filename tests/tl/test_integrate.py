@@ -182,6 +182,11 @@ def test_the_same_call_goes_on_where_it_was(base, cells, tmp_path, monkeypatch):
         for options in ({"rng": 1}, {"train": replace(train, epochs=3)}, {"n_genes": 30}):
             with pytest.raises(FileExistsError, match=r"save=.*holds another model, 'm'"):
                 integrate(cells, base, **{"save": tmp_path / "m", "train": train} | options)
+    (tmp_path / "new.training").mkdir()
+    (tmp_path / "new.training" / "run.json").write_text("{}")
+    (tmp_path / "new.training" / "last.ckpt").touch()
+    with pytest.raises(ValueError, match="another save=, or overwrite=True to start anew"):
+        integrate(cells, base, save=tmp_path / "new", train=train)
     base.save(tmp_path / "m", overwrite=True)
     with pytest.raises(FileExistsError, match=r"save=.*holds another model, 'base'"):
         integrate(cells, base, save=tmp_path / "m", train=train)

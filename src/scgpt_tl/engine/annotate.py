@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -27,7 +25,7 @@ from scgpt_tl._random import Purpose, mix_words, stream_key
 from scgpt_tl.engine.annotator import METHODS, TRAINED, Annotator
 from scgpt_tl.engine.calling import ENOUGH, Calling
 from scgpt_tl.engine.config import FINETUNE, TrainConfig
-from scgpt_tl.engine.finetune import finetune
+from scgpt_tl.engine.finetune import finetune, in_words_of_a_task
 from scgpt_tl.engine.predict import ROWS, Compute
 from scgpt_tl.engine.recipes import ANNOTATION
 from scgpt_tl.models._weights import adopt, skeleton
@@ -230,20 +228,8 @@ def _trained(lesson: Lesson, model: Model, method: str, options: TrainConfig, ou
     held_out = [] if lesson.held_out is None else [lesson.held_out]
     again: dict[str, Any] = {"validate": held_out, "begin": begin, "resume": not how["overwrite"], **how}
     options = replace(options, held_out=0.0)  # the held-out cells are a study of their own
-    with _in_words_of_annotation():
+    with in_words_of_a_task():
         return finetune([lesson.train], model=model, out=out, recipe=recipe, train=options, **again)
-
-
-@contextmanager
-def _in_words_of_annotation() -> Iterator[None]:
-    """Errors of training, with the names that its arguments have here."""
-    try:
-        yield
-    except (FileExistsError, RuntimeError, ValueError) as error:
-        said = re.sub(r"\bout=", "save=", str(error)).replace("resume=False", "overwrite=True")
-        if said == str(error):
-            raise
-        raise type(error)(said) from error
 
 
 def _begin(lesson: Lesson, compute: Compute, seed: int, model: Model) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -60,6 +62,18 @@ def finetune(
     how: dict[str, Any] = {"seed": seed, "resume": resume, "overwrite": overwrite}
     job = Job(adapted, studies, others, recipe=recipe, train=train, out=out, told=told, card=_card, begin=begin, **how)
     return carry_out(job)
+
+
+@contextmanager
+def in_words_of_a_task() -> Iterator[None]:
+    """Errors of `finetune`, with the names that its arguments have in functions of one task."""
+    try:
+        yield
+    except (FileExistsError, FloatingPointError, RuntimeError, ValueError) as error:
+        said = re.sub(r"\bout=", "save=", str(error)).replace("resume=False", "overwrite=True")
+        if said == str(error):
+            raise
+        raise type(error)(said) from error
 
 
 def adapt(

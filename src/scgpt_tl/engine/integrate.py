@@ -23,7 +23,7 @@ import torch
 from scgpt_tl._files import replacing
 from scgpt_tl.core.scgpt import Network
 from scgpt_tl.engine.config import FINETUNE, TrainConfig
-from scgpt_tl.engine.finetune import finetune
+from scgpt_tl.engine.finetune import finetune, in_words_of_a_task
 from scgpt_tl.engine.predict import ROWS, Compute, Seen, embed_rows, minibatches
 from scgpt_tl.engine.recipes import INTEGRATION, INTEGRATION_KIN, Recipe
 from scgpt_tl.engine.run import data_card
@@ -256,7 +256,8 @@ def learn(
         groups = _kept(kept, run, kin, anew=overwrite)
         source = replace(source, labels=groups.astype(str).astype(object))
     how: dict[str, Any] = {"recipe": recipe, "train": train, "seed": seed}
-    found = finetune([source], model=model, out=out, resume=not overwrite, overwrite=overwrite, **how)
+    with in_words_of_a_task():
+        found = finetune([source], model=model, out=out, resume=not overwrite, overwrite=overwrite, **how)
     if recipe.needs_labels:  # groups were a means, and are no cell types
         config = found.config if "cls" in found.config.heads else replace(found.config, n_classes=0)
         found = replace(found, labels=None, config=config)
