@@ -200,3 +200,15 @@ def test_one_of_another_version_is_refused(tmp_path: Path, fabric: Fabric):
     torch.save({"module": {}, "format": 1}, path)
     with pytest.raises(ValueError, match="another version"):
         checkpoint.read(fabric, path, {"module": torch.nn.Identity()})
+
+
+@pytest.mark.parametrize(
+    ("raised", "told", "said"),
+    [
+        (torch.OutOfMemoryError("out of memory"), torch.OutOfMemoryError, "^out of memory"),
+        (RuntimeError("a size is another"), ValueError, "last.ckpt is damaged or of another version"),
+    ],
+)
+def test_memory_that_runs_out_is_not_the_files_fault(raised: Exception, told: type[Exception], said: str):
+    with pytest.raises(told, match=said), checkpoint.refusing_damage(Path("last.ckpt")):
+        raise raised

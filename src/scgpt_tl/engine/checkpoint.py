@@ -204,6 +204,8 @@ def refusing_damage(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except torch.OutOfMemoryError:  # a RuntimeError, and no fault of the file
+        raise
     except _DAMAGE as error:
         why = " ".join(str(error).split())[:300]
         msg = f"{path} is damaged or of another version ({why}): resume=False starts anew"
