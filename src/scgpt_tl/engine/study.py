@@ -181,6 +181,8 @@ def expressed(source: Source) -> np.ndarray:
 def _once(block: sparse.csr_matrix, gene: np.ndarray, several: np.ndarray) -> np.ndarray:
     """The gene of each value; one that has several columns occurs once in a cell."""
     found = gene[block.indices]
+    if not several.any():
+        return found
     places = np.flatnonzero(several[found])
     cells = np.searchsorted(block.indptr, places, side="right") - 1
     _, first = np.unique(cells * len(several) + found[places], return_index=True)
