@@ -62,6 +62,9 @@ MAKERS = {
     "X_pca": "scanpy.pp.pca(adata)",
 }
 
+#: What `tl.scgpt_grn` signs its results with, for those who read them.
+NETWORK_MAKER = "tl.scgpt_grn"
+
 #: The call of a cell that no known type fits well enough.
 UNKNOWN = "unknown"
 

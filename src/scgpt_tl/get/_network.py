@@ -11,7 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from scgpt_tl._nearest import nearest
-from scgpt_tl._slots import MAKERS, OWNER, SLOTS
+from scgpt_tl._slots import MAKERS, NETWORK_MAKER, OWNER, SLOTS, is_ours
 from scgpt_tl.get._result import result
 
 if TYPE_CHECKING:
@@ -21,15 +21,18 @@ logger = logging.getLogger(__name__)
 
 Setting = Literal["control", "perturbed", "difference"]
 SETTINGS: tuple[Setting, ...] = ("control", "perturbed", "difference")
-MAKER = "tl.scgpt_grn"
 _FEW = 10  # names that a message lists
 
 
 def network(adata: AnnData, key: str) -> Mapping[str, Any]:
     """`.uns[key]` of `tl.scgpt_grn`."""
     run = result(adata, key, default=SLOTS.network)
-    if run.get(OWNER) != MAKER:
-        ours = [name for name, found in adata.uns.items() if isinstance(found, Mapping) and found.get(OWNER) == MAKER]
+    if run.get(OWNER) != NETWORK_MAKER:
+        ours = [
+            name
+            for name, found in adata.uns.items()
+            if isinstance(found, Mapping) and found.get(OWNER) == NETWORK_MAKER
+        ]
         msg = f"adata.uns[{key!r}] is no gene network; {MAKERS[SLOTS.network]} makes one. Networks there: {ours}"
         raise KeyError(msg)
     return run

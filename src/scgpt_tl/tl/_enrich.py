@@ -15,6 +15,7 @@ import scgpt_tl
 from scgpt_tl._compat import need
 from scgpt_tl._slots import (
     MAKERS,
+    NETWORK_MAKER,
     OWNER,
     SLOTS,
     check_anndata,
@@ -26,7 +27,6 @@ from scgpt_tl._slots import (
 )
 from scgpt_tl.genes.match import KNOWN_COLUMNS
 from scgpt_tl.tl._gene_sets import check_list, check_names, gene_sets_of
-from scgpt_tl.tl._grn_slots import MAKER as NETWORK
 from scgpt_tl.tl._over_representation import Correction, PathwayTest, over_representation
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _programs(adata: AnnData, key: str) -> dict[str, list[str]]:
     """Genes of each program, the largest first."""
     column = program_key(key)
     if column not in adata.var:
-        if is_ours(adata, key=key, maker=NETWORK):
+        if is_ours(adata, key=key, maker=NETWORK_MAKER):
             method = adata.uns[key].get("method")
             msg = (
                 f".uns[{key!r}] is a network by {method!r}, which makes no programs: give gene_lists=, the first "
@@ -213,6 +213,6 @@ def _background(adata: AnnData, key: str, background: Iterable[str] | None) -> t
             msg = f"background={background!r} is one text: give the names of all genes that could have been found"
             raise ValueError(msg)
         return [str(gene) for gene in background], "given"
-    if is_ours(adata, key=key, maker=NETWORK):
+    if is_ours(adata, key=key, maker=NETWORK_MAKER):
         return np.atleast_1d(adata.uns[key]["genes"]).astype(str).tolist(), "network"
     return adata.var_names.tolist(), "var_names"

@@ -15,6 +15,7 @@ import scgpt_tl
 from scgpt_tl._nearest import check_choice
 from scgpt_tl._random import as_seed
 from scgpt_tl._slots import (
+    NETWORK_MAKER,
     OWNER,
     check_anndata,
     copied,
@@ -27,7 +28,7 @@ from scgpt_tl.pp._genes import genes_of
 from scgpt_tl.tl._activity import activity
 from scgpt_tl.tl._embed import _check_input
 from scgpt_tl.tl._features import cells_of_context, gene_features
-from scgpt_tl.tl._grn_slots import MAKER, Found, Keys
+from scgpt_tl.tl._grn_slots import Found, Keys
 from scgpt_tl.tl._network import METHODS, GrnOptions, Options, groups_of, nodes_of
 from scgpt_tl.tl._pairwise import check_layer, check_size, pair_scores
 from scgpt_tl.tl._programs import best_resolution, coarser, gene_graph, programs, usual_resolution
@@ -216,7 +217,7 @@ def scgpt_grn(  # noqa: PLR0913 (each is a choice of its own; options of a metho
     counted = groupby is not None or method != "embedding" or asked.context is not False
     groups = groups_of(adata, groupby, control, min_cells=asked.min_cells if counted else 0)
     places = keys.places(method, len(groups.names), with_regulators=regulators is not None)
-    own: dict[str, Any] = {"maker": MAKER, "argument": "key_added", "earlier": keys.earlier(adata)}
+    own: dict[str, Any] = {"maker": NETWORK_MAKER, "argument": "key_added", "earlier": keys.earlier(adata)}
     refuse_foreign(adata, places, key=keys.network, overwrite=overwrite, **own)
     params = {"model": loaded.name, "weights_sha256": loaded.sha256, "seed": seed, "genes": how}
     params |= {"layer": "X" if layer is None else layer, "groupby": groupby or "", **asked.told(method)}
@@ -235,7 +236,7 @@ def scgpt_grn(  # noqa: PLR0913 (each is a choice of its own; options of a metho
         if cells is not None:
             found.uns["n_expressing"] = cells if size else cells[:, np.argsort(nodes.columns)]
     said = _said(adata, match, nodes, groups, found.columns)
-    found.uns |= {OWNER: MAKER, "method": method, "params": params, **said}
+    found.uns |= {OWNER: NETWORK_MAKER, "method": method, "params": params, **said}
     if groupby is not None and found.obsm:
         found.uns["activity"] = _means(found.obsm[keys.program], groups)
     if copy:

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scgpt_tl._slots import SLOTS, is_ours, program_key
+from scgpt_tl._slots import NETWORK_MAKER, SLOTS, is_ours, program_key
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-MAKER = "tl.scgpt_grn"
 
 
 @dataclass
@@ -54,7 +52,7 @@ class Keys:
 
     def earlier(self, adata: AnnData) -> dict[str, tuple[str, ...]]:
         """What a run of ours has written here before."""
-        if not is_ours(adata, key=self.network, maker=MAKER):
+        if not is_ours(adata, key=self.network, maker=NETWORK_MAKER):
             return {}
         run = adata.uns[self.network]
         with_regulators = np.size(run["regulators"]) > 0
