@@ -28,11 +28,7 @@ def network(adata: AnnData, key: str) -> Mapping[str, Any]:
     """`.uns[key]` of `tl.scgpt_grn`."""
     run = result(adata, key, default=SLOTS.network)
     if run.get(OWNER) != NETWORK_MAKER:
-        ours = [
-            name
-            for name, found in adata.uns.items()
-            if isinstance(found, Mapping) and found.get(OWNER) == NETWORK_MAKER
-        ]
+        ours = [name for name in adata.uns if is_ours(adata, key=name, maker=NETWORK_MAKER)]
         msg = f"adata.uns[{key!r}] is no gene network; {MAKERS[SLOTS.network]} makes one. Networks there: {ours}"
         raise KeyError(msg)
     return run
