@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,11 +77,10 @@ def _grn(args: argparse.Namespace) -> None:
 
     logging.getLogger("scgpt_tl").setLevel(logging.INFO)
     start = time.perf_counter()
-    with _unmarked(adata) if args.n_genes == 0 else nullcontext():
-        tl.scgpt_grn(
-            adata, method=args.method, model=args.model, genes=_genes(adata, args), rng=args.rng,
-            overwrite=args.overwrite, **_options(args),
-        )  # fmt: skip
+    tl.scgpt_grn(
+        adata, method=args.method, model=args.model, genes=_genes(adata, args), rng=args.rng,
+        overwrite=args.overwrite, **_options(args),
+    )  # fmt: skip
     key = args.key_added or SLOTS.network
     write_slots(adata, args.input, args.out, frames=("obs", "var"), **_written(adata, key))
     if args.edges is not None:
@@ -139,41 +136,21 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _genes(adata: AnnData, args: argparse.Namespace) -> list[str] | None:
-    """Genes of the network; None leaves the choice to the function. Nothing is left in `adata`."""
+def _genes(adata: AnnData, args: argparse.Namespace) -> list[str] | str | None:
+    """`genes=` of the function; None: those that the file marks."""
     if args.genes_file is not None:
         if not args.genes_file.is_file():
             msg = f"--genes-file: no file {args.genes_file}"
             raise FileNotFoundError(msg)
         return _lines(args.genes_file)
-    marked = "highly_variable" in adata.var
-    n_genes = args.n_genes if args.n_genes is not None else None if marked else _GENES
-    if not n_genes:  # all is no choice either: the function refuses more than it can hold
+    if args.n_genes == 0:
+        return "all"
+    if args.n_genes is None and "highly_variable" in adata.var:
         return None
-    from scgpt_tl import pp
+    from scgpt_tl.pp._features import variable_genes
 
-    before, hvg = adata.var.copy(), adata.uns.get("hvg")
-    pp.select_genes(adata, n_genes=n_genes, layer=args.layer)
-    chosen = list(adata.var_names[adata.var["highly_variable"]])
-    adata.var = before
-    if hvg is None:
-        del adata.uns["hvg"]
-    else:
-        adata.uns["hvg"] = hvg
-    return chosen
-
-
-@contextmanager
-def _unmarked(adata: AnnData) -> Iterator[None]:
-    """Without the marks of variable genes, which the function would take for a choice."""
-    columns, marks = list(adata.var), adata.var.get("highly_variable")
-    adata.var = adata.var.drop(columns="highly_variable", errors="ignore")
-    try:
-        yield
-    finally:
-        if marks is not None:
-            added = [name for name in adata.var if name not in columns]
-            adata.var = adata.var.assign(highly_variable=marks)[columns + added]
+    table, _ = variable_genes(adata, n_genes=args.n_genes or _GENES, layer=args.layer)
+    return list(adata.var_names[table["highly_variable"]])
 
 
 def _lines(path: Path) -> list[str]:

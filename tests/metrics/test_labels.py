@@ -175,7 +175,7 @@ def test_ece_of_the_sure_and_of_the_calibrated():
 def test_ece_refuses(shares, codes, says):
     with pytest.raises(ValueError, match=says):
         ece(shares, np.array(codes))
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="at least one"):
         ece(np.full((1, 2), 0.5), np.array([0]), n_bins=0)
 
 

@@ -83,6 +83,8 @@ def test_all_genes_the_marked_ones_or_those_named(counts: ad.AnnData, caplog):
     found, how = nodes(counts)
     assert how == 'the 7 of .var["highly_variable"]'
     assert set(names[found.columns]) == set(names[:7])
+    found, how = nodes(counts, genes="all")
+    assert (len(found.ids), how) == (60, "all 60 genes")
     with caplog.at_level(logging.WARNING):
         found, how = nodes(counts, genes=(name for name in [*names[20:25], names[20]]))
     assert how == "the 5 of genes="

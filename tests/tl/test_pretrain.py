@@ -212,7 +212,7 @@ def test_a_finished_run_is_loaded_and_others_are_refused(done: tuple[Path, Model
         patch.setattr("scgpt_tl.engine.run.fit", lambda *_, **__: pytest.fail("trained again"))
         assert_same_weights(pretrain(data, out), model)
         for options in ({"rng": 3}, {"resume": False}, {"train": replace(TRAIN, epochs=9)}):
-            with pytest.raises(FileExistsError, match="holds another model, 'toy': give another folder, or overwrite"):
+            with pytest.raises(FileExistsError, match=r"holds another model, 'toy', or .* overwrite"):
                 pretrain(data, out, **options)
     assert_same_weights(load_model(out), model)
 

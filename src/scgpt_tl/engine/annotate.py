@@ -28,6 +28,7 @@ from scgpt_tl.engine.config import FINETUNE, TrainConfig
 from scgpt_tl.engine.finetune import finetune, in_words_of_a_task
 from scgpt_tl.engine.predict import ROWS, Compute
 from scgpt_tl.engine.recipes import ANNOTATION
+from scgpt_tl.engine.run import made_before
 from scgpt_tl.models._weights import adopt, skeleton
 from scgpt_tl.models.model import Model, load_model
 from scgpt_tl.objectives import class_weights
@@ -194,7 +195,8 @@ def learn(
         found = _trained(lesson, model, method, options, out, seed=seed, overwrite=overwrite)
     else:
         run = _run(lesson, model, method, seed)
-        found = _finished(out, run, overwrite=overwrite) or _bare(lesson, model, out.name, run)
+        with in_words_of_a_task():
+            found = (None if overwrite else made_before(out, run)) or _bare(lesson, model, out.name, run)
     if "annotation" in found.provenance:  # the same call has ended before
         return Annotator.of(found).model
     annotator = Annotator(found, method, lesson.genes, seed)
@@ -316,16 +318,6 @@ def _regression(cells: np.ndarray, codes: np.ndarray, n_classes: int) -> dict[st
 def _embedded(annotator: Annotator, source: Source, compute: Compute) -> np.ndarray:
     ids, rows = annotator.model.vocab.ids(source.genes), source.matrix.blocks(ROWS)
     return annotator.embeddings(rows, ids, total=source.n_cells, compute=compute)
-
-
-def _finished(out: Path, run: dict[str, Any], *, overwrite: bool) -> Model | None:
-    if overwrite or not out.exists() or not any(out.iterdir()):
-        return None
-    model = load_model(out)
-    if all(model.provenance.get(key) == value for key, value in run.items()):
-        return model
-    msg = f"save={str(out)!r} holds another model, {model.name!r}: give another folder, or overwrite=True if it may go"
-    raise FileExistsError(msg)
 
 
 def _card(model: Model) -> str:

@@ -26,7 +26,7 @@ from scgpt_tl.engine.config import FINETUNE, TrainConfig
 from scgpt_tl.engine.finetune import finetune, in_words_of_a_task
 from scgpt_tl.engine.predict import ROWS, Compute, Seen, embed_rows, minibatches
 from scgpt_tl.engine.recipes import INTEGRATION, INTEGRATION_KIN, Recipe
-from scgpt_tl.engine.run import data_card
+from scgpt_tl.engine.run import another, data_card, earlier
 from scgpt_tl.models.model import Model, load_model
 from scgpt_tl.tokens.tokenize import Tokenizer, ahead
 
@@ -279,11 +279,12 @@ def _run(lesson: Lesson, model: Model, preset: str, train: TrainConfig, seed: in
     return sha256(json.dumps([*parts, list(map(str, source.batches))]).encode()).hexdigest()  # type: ignore[arg-type]
 
 
+@in_words_of_a_task()
 def _finished(out: Path, run: str, lesson: Lesson, model: Model, recipe: Recipe) -> Model | None:
     """What the same call has made before; another model is refused."""
-    if not out.exists() or not any(out.iterdir()):
+    if (found := earlier(out)) is None:
         return None
-    told = (found := load_model(out)).provenance
+    told = found.provenance
     if told.get("integration", {}).get("run") == run:
         return Integrator.of(found).model
     held = {"base": model.sha256, "recipe": recipe.name, "data": lesson.source.manifest["sha256"]}
@@ -292,11 +293,7 @@ def _finished(out: Path, run: str, lesson: Lesson, model: Model, recipe: Recipe)
     except (KeyError, TypeError, IndexError):
         said = {}
     if "integration" in told or said != held:
-        msg = (
-            f"save={str(out)!r} holds another model, {found.name!r}, or one of a call with other arguments: give "
-            "another folder, or overwrite=True if it may go"
-        )
-        raise FileExistsError(msg)
+        raise another(out, found)
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,14 +169,34 @@ def _whole(job: Job) -> Network:
 
 def _finished(job: Job) -> Model | None:
     """The model of this very run, if `out` holds it."""
-    out, run = job.out, job.run
-    if job.overwrite or not out.exists() or not any(out.iterdir()):
-        return None
-    model = load_model(out)
-    if job.resume and all(model.provenance.get(key) == value for key, value in run.items()):
+    return None if job.overwrite else made_before(job.out, job.run if job.resume else None)
+
+
+def made_before(out: Path, run: Mapping[str, Any] | None) -> Model | None:
+    """The model in `out`, where it is of this very run.
+
+    Raises
+    ------
+    FileExistsError
+        It is of another run, or of any where `run` is None.
+    """
+    model = earlier(out)
+    if model is None or (run is not None and all(model.provenance.get(key) == value for key, value in run.items())):
         return model
-    msg = f"out={str(out)!r} holds another model, {model.name!r}: give another folder, or overwrite=True if it may go"
-    raise FileExistsError(msg)
+    raise another(out, model)
+
+
+def earlier(out: Path) -> Model | None:
+    """The model in `out`, where there is anything."""
+    return load_model(out) if out.exists() and any(out.iterdir()) else None
+
+
+def another(out: Path, model: Model) -> FileExistsError:
+    """The error where `out` holds what this call has not made."""
+    return FileExistsError(
+        f"out={str(out)!r} holds another model, {model.name!r}, or one of a call with other arguments: give another "
+        "folder, or overwrite=True if it may go"
+    )
 
 
 def tokenizer_for(model: Model, genes: list[str], train: TrainConfig, seed: int) -> Tokenizer:

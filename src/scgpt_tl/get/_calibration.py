@@ -10,6 +10,7 @@ import pandas as pd
 from scgpt_tl._slots import SLOTS, UNKNOWN
 from scgpt_tl.get._annotation import annotation_df
 from scgpt_tl.get._labels import truth_of
+from scgpt_tl.metrics._reliability import reliability
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -44,11 +45,9 @@ def calibration_df(adata: AnnData, *, truth_key: str, key: str = SLOTS.label, n_
     KeyError
         Where a slot is missing; the message names what makes it.
     ValueError
-        Where probabilities and classes do not agree, probabilities are not in [0, 1], or no cell can be judged.
+        Where probabilities and classes do not agree, probabilities are not in [0, 1], no cell can be judged, or there
+        are no bins.
     """
-    if n_bins < 1:
-        msg = f"n_bins is {n_bins}; at least one bin is needed"
-        raise ValueError(msg)
     truth, (named, confidence) = truth_of(adata, truth_key), _likeliest(adata, key)
     kept = (truth.notna() & named.notna()).to_numpy() & np.isfinite(confidence)
     if not kept.any():
@@ -59,15 +58,11 @@ def calibration_df(adata: AnnData, *, truth_key: str, key: str = SLOTS.label, n_
         msg = f"probabilities of {key!r} run from {confidence.min():.3g} to {confidence.max():.3g}, not within [0, 1]"
         raise ValueError(msg)
     right = (truth[kept].astype(str) == named[kept].astype(str)).to_numpy()
-    edges = np.linspace(0, 1, n_bins + 1)
-    bins = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, n_bins - 1)
-    n = np.bincount(bins, minlength=n_bins)
-    some = np.where(n > 0, n, np.nan)
-    table = pd.DataFrame({"low": edges[:-1], "high": edges[1:], "n": n}).rename_axis("bin")
-    table["confidence"] = np.bincount(bins, confidence, minlength=n_bins) / some
-    table["accuracy"] = np.bincount(bins, right, minlength=n_bins) / some
-    gaps = (table["accuracy"] - table["confidence"]).abs()
-    table.attrs = {"ece": float((gaps * n).sum() / n.sum()), "n_cells": int(n.sum()), "n_missing": int((~kept).sum())}
+    found = reliability(confidence, right, n_bins)
+    some = np.where(found.n > 0, found.n, np.nan)
+    table = pd.DataFrame({"low": found.edges[:-1], "high": found.edges[1:], "n": found.n}).rename_axis("bin")
+    table["confidence"], table["accuracy"] = found.confidence / some, found.right / some
+    table.attrs = {"ece": found.ece, "n_cells": len(right), "n_missing": int((~kept).sum())}
     return table
 
 

@@ -15,6 +15,7 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from scgpt_tl._slots import UNKNOWN
 from scgpt_tl.metrics._checks import names
+from scgpt_tl.metrics._reliability import reliability
 
 #: Probabilities of a cell may sum to one with this error: float32, and roundings to three digits on disk.
 _SUM_TOLERANCE = 1e-2
@@ -162,16 +163,7 @@ def ece(probabilities: Any, codes: Any, *, n_bins: int = 15) -> float:
     if len(true) and not -1 <= true.min() <= true.max() < shares.shape[1]:
         msg = f"codes run from {true.min()} to {true.max()}, but probabilities have {shares.shape[1]} columns"
         raise ValueError(msg)
-    if n_bins < 1:
-        msg = f"n_bins must be at least 1, found {n_bins}"
-        raise ValueError(msg)
-    confidence = shares.max(axis=1)
-    right = shares.argmax(axis=1) == true
-    edges = np.linspace(0, 1, n_bins + 1)
-    where = np.searchsorted(edges[1:-1], confidence, side="left")
-    # the sum over a bin of (right - confidence) is |b| times the difference of its two means
-    gap = np.bincount(where, weights=right - confidence, minlength=n_bins)
-    return float(np.abs(gap).sum() / len(shares))
+    return reliability(shares.max(axis=1), shares.argmax(axis=1) == true, n_bins).ece
 
 
 def _counted(true: np.ndarray, called: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

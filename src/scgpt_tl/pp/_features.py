@@ -15,6 +15,7 @@ from scgpt_tl._slots import copied
 from scgpt_tl.pp._blocks import open_layer
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
 Flavor = Literal["seurat", "cell_ranger", "seurat_v3", "seurat_v3_paper"]
@@ -67,6 +68,18 @@ def select_genes(
     ImportError
         "seurat_v3" without scikit-misc.
     """
+    table, note = variable_genes(adata, n_genes=n_genes, flavor=flavor, layer=layer, batch_key=batch_key)
+    result = copied(adata) if copy else adata
+    for column in table:
+        result.var[column] = table[column].to_numpy()
+    result.uns["hvg"] = note
+    return result if copy else None
+
+
+def variable_genes(
+    adata: AnnData, *, n_genes: int, flavor: Flavor = "seurat", layer: str | None = None, batch_key: str | None = None
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """What `select_genes` writes: columns of `.var`, in the order of the genes, and scanpy's note."""
     import scanpy as sc  # costs seconds: loaded on use
 
     _check_number("n_genes", n_genes)
@@ -81,11 +94,7 @@ def select_genes(
         sc.pp.normalize_total(own, target_sum=1e4)
         sc.pp.log1p(own)
     sc.pp.highly_variable_genes(own, n_top_genes=min(n_genes, adata.n_vars), flavor=flavor, batch_key=batch_key)
-    result = copied(adata) if copy else adata
-    for column in own.var:
-        result.var[column] = own.var[column].to_numpy()
-    result.uns["hvg"] = own.uns["hvg"]
-    return result if copy else None
+    return own.var, own.uns["hvg"]
 
 
 def select_peaks(

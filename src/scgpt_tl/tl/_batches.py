@@ -13,7 +13,7 @@ from scipy import sparse
 from scgpt_tl._nearest import nearest
 from scgpt_tl.engine.predict import ROWS
 from scgpt_tl.pp._blocks import open_layer
-from scgpt_tl.pp._features import select_genes
+from scgpt_tl.pp._features import variable_genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -185,5 +185,4 @@ def _variable(
     obs = pd.DataFrame({"batch": pd.Categorical(batches.column[rows])}, index=pd.RangeIndex(x.shape[0]).astype(str))
     small = ad.AnnData(x, obs=obs, var=pd.DataFrame(index=pd.RangeIndex(x.shape[1]).astype(str)))
     key = "batch" if obs["batch"].nunique() > 1 else None
-    select_genes(small, n_genes=n_genes, flavor=flavor, batch_key=key)
-    return small.var["highly_variable"].to_numpy()
+    return variable_genes(small, n_genes=n_genes, flavor=flavor, batch_key=key)[0]["highly_variable"].to_numpy()

@@ -104,9 +104,9 @@ def compare_programs(  # noqa: PLR0913 (each is a choice of its own)
     model
         Name, folder, or a loaded model: fine-tuned on these data, as the paper does, or not.
     genes
-        Names of variables. None: those marked in `.var["highly_variable"]`, where there are marks, else all that the
-        model knows. Genes that the model does not know, or that do not vary here, are left out of both sides; values of
-        several columns of one gene are summed.
+        Names of variables, or "all" that the model knows. None: those marked in `.var["highly_variable"]`, where there
+        are marks, else all. Genes that the model does not know, or that do not vary here, are left out of both sides;
+        values of several columns of one gene are summed.
     layer
         Layer to read; None is `.X`.
     resolutions

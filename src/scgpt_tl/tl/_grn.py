@@ -86,9 +86,9 @@ def scgpt_grn(  # noqa: PLR0913 (each is a choice of its own; options of a metho
         Name, folder (of this package or the published one) or `Model`; also what `tl.scgpt_integrate` or
         `tl.scgpt_annotate` has made, the preprint's fine-tuned setting. "coexpression" takes only its vocabulary.
     genes
-        Names of variables, or of the vocabulary. None: those marked in `.var["highly_variable"]`
-        (`scgpt_tl.pp.select_genes`), or all genes of the model where none are marked; above 5,000 of these, the three
-        methods that score pairs ask for a choice.
+        Names of variables, or of the vocabulary; or "all", every gene of the data that the model knows. None: those
+        marked in `.var["highly_variable"]` (`scgpt_tl.pp.select_genes`), or all where none are marked. Of more than
+        5,000 that nobody chose, the three methods that score pairs ask for a choice.
     groupby
         Column of `.obs`: a network for each group ("attention", "knockout", "coexpression"), or the mean activity of
         each program ("embedding"). None: all cells are one group.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ALL = "all"  # in place of names: every gene that the model knows
 METHODS = ("embedding", "attention", "knockout", "coexpression")
 LEAST_GENES = 3
 _SHOWN = 20  # names in a message
@@ -175,7 +176,7 @@ def nodes_of(
     """
     chosen, how = _chosen(adata, match, genes)
     unknown = chosen[match.ids[chosen] < 0]
-    if len(unknown) and (genes is not None or "highly_variable" in how):
+    if len(unknown) and not how.startswith("all"):
         names = listed(adata.var_names[unknown])
         logger.warning("%d genes are not in the model's vocabulary and are left out: %s", len(unknown), names)
     known, asked = chosen[match.ids[chosen] >= 0], None
@@ -200,10 +201,11 @@ def nodes_of(
 
 def _chosen(adata: AnnData, match: GeneMatch, genes: Iterable[str] | None) -> tuple[np.ndarray, str]:
     """Columns (n,) that were chosen, and how."""
-    if genes is not None:
+    everything = isinstance(genes, str) and genes == ALL
+    if genes is not None and not everything:
         found = _found(adata, match, genes, "genes")
         return found, f"the {len(found):,} of genes="
-    if "highly_variable" in adata.var:
+    if not everything and "highly_variable" in adata.var:
         marked = _marked(adata.var["highly_variable"])
         return marked, f'the {len(marked):,} of .var["highly_variable"]'
     return np.flatnonzero(match.ids >= 0), f"all {adata.n_vars:,} genes"
