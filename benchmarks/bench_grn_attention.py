@@ -130,10 +130,10 @@ def seconds(name: str, n_genes: int, options: argparse.Namespace) -> tuple[list[
     block = tokenizer(rows[0][1])
     budget = QUIET.tokens(backbone, torch.device("cpu"))
     batches = [block.batch(cells) for cells in minibatches(block.lengths, budget)]
-    tables, at = backbone.tables(), f"qk.{backbone.config.n_layers - 1}"
+    tables, last = backbone.tables(), backbone.config.n_layers - 1
     kept: list[list[torch.Tensor]] = []
     for batch in batches:
-        found = backbone.encode(batch, capture=(at,), cell_only=True, tables=tables).captured[at]
+        found = backbone.queries_and_keys(batch, last, tables=tables)
         kept += zip(*(x.split(n_genes + 1) for x in found), strict=True)
 
     def forward() -> None:

@@ -127,6 +127,10 @@ def test_a_corpus_with_options_of_its_own_is_opened_here(calls, corpus, tiny, mo
     assert calls[1][1] == "open"
     assert cli.main(["pretrain", one, "--out", "m", "--weight", "a"]) == 1
     assert "--weight a: expected STUDY=X" in capsys.readouterr().err
+    for words, said in ((["--out", one], "is a file"), (["--out", "m", "--recipe", "maskd"], "'masked'")):
+        assert cli.main(["pretrain", one, "--skip-bad", *words]) == 1
+        assert said in capsys.readouterr().err
+    assert len(seen) == 2  # nothing was read for it
 
 
 def test_every_field_is_an_option(calls, corpus):

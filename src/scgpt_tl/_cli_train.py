@@ -119,7 +119,7 @@ def _train(name: str, args: argparse.Namespace, options: dict[str, Any]) -> None
         _say(train.to_yaml().rstrip())
         return
     for path in _paths(args):
-        if not path.exists():
+        if not path.exists() and not path.is_symlink():
             msg = f"no file {path}"
             raise FileNotFoundError(msg)
     from scgpt_tl import tl
@@ -139,8 +139,13 @@ def _corpus(args: argparse.Namespace) -> Any:
     if not (args.weight or args.skip_bad):
         return data
     from scgpt_tl import load_model
+    from scgpt_tl.engine.recipes import recipe_named
+    from scgpt_tl.engine.run import check_out
     from scgpt_tl.tl import open_corpus
 
+    check_out(args.out)  # what the function refuses, it refuses before files are read
+    if args.recipe:
+        recipe_named(args.recipe)
     columns = {name: getattr(args, name, None) for name in ("labels_key", "batch_key")}
     vocab = load_model(args.model).vocab if hasattr(args, "model") else None
     weights = dict(map(_weight, args.weight or ()))

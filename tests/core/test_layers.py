@@ -165,35 +165,30 @@ def test_captured_maps_are_those_that_forward_uses(kind: str):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("block", [0, 2])
 @pytest.mark.parametrize("kind", ["post", "published_pre", "generative"])
-def test_captured_queries_and_keys_are_those_of_the_maps(kind: str):
+def test_queries_and_keys_are_those_of_the_maps(kind: str, block: int):
     net, batch = network(**KINDS[kind]), cells()
-    captured = net.backbone.encode(
-        batch, capture=("qk.0", "qk.2", "attention.0", "attention.2"), cell_only=True
-    ).captured
-    for i in (0, 2):
-        q, k = captured[f"qk.{i}"]
-        assert q.shape == k.shape == (29, 4, 8)
-        for b, weights in enumerate(captured[f"attention.{i}"]):
-            rows = slice(int(batch.cu_seqlens[b]), int(batch.cu_seqlens[b + 1]))
-            scores = torch.einsum("qhe,khe->hqk", q[rows], k[rows]) / 8**0.5
-            torch.testing.assert_close(scores.softmax(-1), weights)
+    maps = net.backbone.encode(batch, capture=(f"attention.{block}",)).captured[f"attention.{block}"]
+    q, k = net.backbone.queries_and_keys(batch, block)
+    assert q.shape == k.shape == (29, 4, 8)
+    for b, weights in enumerate(maps):
+        rows = slice(int(batch.cu_seqlens[b]), int(batch.cu_seqlens[b + 1]))
+        scores = torch.einsum("qhe,khe->hqk", q[rows], k[rows]) / 8**0.5
+        torch.testing.assert_close(scores.softmax(-1), weights)
 
 
 @torch.no_grad()
-def test_queries_and_keys_of_the_last_block_leave_it_short(monkeypatch: pytest.MonkeyPatch):
-    """With `cell_only` the last block still computes `<cls>` alone, by the fused path."""
-    backbone, batch = network().backbone, cells()
-    asked = []
-    attend = backbone.blocks[2].attn.attend
-    monkeypatch.setattr(
-        backbone.blocks[2].attn,
-        "attend",
-        lambda q, *rest, **options: asked.append(len(q)) or attend(q, *rest, **options),
-    )
-    encoded = backbone.encode(batch, capture=("qk.2",), cell_only=True)
-    assert asked == [4]
-    torch.testing.assert_close(encoded.cell, backbone.encode(batch).cell, atol=2e-6, rtol=2e-6)
+def test_queries_and_keys_run_no_more_than_they_need(monkeypatch: pytest.MonkeyPatch):
+    backbone, asked = network().backbone, []
+    for i, block in enumerate(backbone.blocks):
+        kept = block.attn.attend
+        counted = lambda *given, i=i, kept=kept, **options: asked.append(i) or kept(*given, **options)  # noqa: E731
+        monkeypatch.setattr(block.attn, "attend", counted)
+    for block, run in ((0, []), (1, [0]), (2, [0, 1])):
+        asked.clear()
+        backbone.queries_and_keys(cells(), block)
+        assert asked == run
 
 
 @torch.no_grad()

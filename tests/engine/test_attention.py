@@ -13,7 +13,7 @@ import torch
 from scipy.stats import rankdata
 
 from scgpt_tl.core.attention import plain
-from scgpt_tl.core.scgpt import Network
+from scgpt_tl.core.scgpt import Network, ScGPT
 from scgpt_tl.engine import attention
 from scgpt_tl.engine.attention import attention_scores
 from scgpt_tl.engine.predict import Compute
@@ -23,7 +23,6 @@ from scgpt_tl.tokens.tokenize import Tokenizer
 if TYPE_CHECKING:
     from scipy import sparse
 
-    from scgpt_tl.core.scgpt import ScGPT
     from scgpt_tl.models.model import Model
 
 QUIET = Compute(device="cpu", progress=False)
@@ -126,6 +125,29 @@ def test_minibatches_and_blocks_change_nothing(model, rows, tokenizer, max_token
     expected = run(model.backbone, rows, tokenizer)
     found = run(model.backbone, rows, tokenizer, block=block, compute=replace(QUIET, max_tokens=max_tokens))
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("room", [25, 60, 100])
+def test_out_of_memory_halves_the_minibatch_and_is_said_once(model, rows, tokenizer, room: int, monkeypatch, caplog):
+    """A cell has 25 tokens; what was added before memory ran out is not added again."""
+    expected, inner, asked = run(model.backbone, rows, tokenizer), ScGPT.queries_and_keys, []
+
+    def narrow(self, batch, *rest, **options):
+        asked.append(batch.n_tokens)
+        if batch.n_tokens > room:
+            raise torch.OutOfMemoryError
+        return inner(self, batch, *rest, **options)
+
+    monkeypatch.setattr(ScGPT, "queries_and_keys", narrow)
+    found = run(model.backbone, rows, tokenizer, compute=replace(QUIET, max_tokens=400), block=6)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert [record.message for record in caplog.records] == [
+        "out of memory with 400 tokens: going on with half as many; max_memory= avoids this"
+    ]
+    assert asked[-1] <= 100  # what held is kept
+    room = 24
+    with pytest.raises(torch.OutOfMemoryError):
+        run(model.backbone, rows, tokenizer)
 
 
 def test_the_order_of_cells_changes_nothing(model, rows, tokenizer):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from scgpt_tl.core.scgpt import Network
+from scgpt_tl.core.scgpt import Network, ScGPT
 from scgpt_tl.engine.knockout import knockout_scores
 from scgpt_tl.engine.predict import Compute
 from scgpt_tl.models.model import load_model
@@ -91,6 +91,23 @@ def one_by_one(
     for (group, r), several in changes.items():
         found[group, :, r] = np.mean(several, axis=0)
     return found
+
+
+@pytest.mark.parametrize("effect", ["prediction", "embedding"])
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_out_of_memory_halves_the_minibatch(model, rows, tokenizer, effect, room, monkeypatch, caplog):
+    """Room is told in cells; a cell and its knock-outs may then lie in several minibatches."""
+    expected, inner = run(model.network, rows, tokenizer, effect=effect), ScGPT.encode
+
+    def narrow(self, batch, *rest, **options):
+        if batch.n_cells > room:
+            raise torch.OutOfMemoryError
+        return inner(self, batch, *rest, **options)
+
+    monkeypatch.setattr(ScGPT, "encode", narrow)
+    found = run(model.network, rows, tokenizer, effect=effect)
+    np.testing.assert_allclose(found, expected, atol=2e-6, rtol=1e-4)
+    assert [record.message.partition(" with")[0] for record in caplog.records] == ["out of memory"]
 
 
 @pytest.mark.parametrize("effect", ["prediction", "embedding"])

@@ -343,6 +343,25 @@ def test_pointers_that_fall(make: Callable[[np.ndarray], Any], pointer: int, tmp
         open_matrix(group)
 
 
+@pytest.mark.parametrize("make", [sparse.csr_matrix, sparse.csc_array])
+def test_damaged_in_memory(make: Callable[[np.ndarray], Any]) -> None:
+    """Arrays that were written into after scipy had looked at them."""
+    for name, at, value, said in (
+        ("indices", 3, 99, "index 99 in a dimension of size"),
+        ("indices", 3, -1, "index -1 in a dimension of size"),
+        ("indptr", 2, 10**6, "indptr falls from 1000000 to"),
+        ("indptr", -1, 10**6, "ends at .1000000., .* values are stored"),
+        ("indptr", 0, 1, "is damaged: indptr has"),
+    ):
+        matrix = make(counts())
+        getattr(matrix, name)[at] = value
+        with pytest.raises(ValueError, match=said):
+            open_matrix(matrix)
+    whole = make(counts())
+    spare = make((np.append(whole.data, 0), np.append(whole.indices, 99), whole.indptr), shape=whole.shape)
+    assert (open_matrix(spare).take(range(23)) != sparse.csr_matrix(counts())).nnz == 0
+
+
 @pytest.mark.parametrize("index", [-5, 99])
 def test_the_index_that_is_outside_is_the_one_told(index: int, tmp_path: Path) -> None:
     group = h5_group(tmp_path / "x.h5", sparse.csr_matrix(counts()))

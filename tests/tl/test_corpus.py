@@ -101,6 +101,10 @@ def test_a_folder_names_what_it_has_under_another_spelling_or_not_at_all(folder:
     with pytest.raises(FileNotFoundError, match=r"atlas\.h5ad is a link to /gone/atlas\.h5ad, which is not there"):
         open_corpus(folder)
     assert [s.name for s in open_corpus(folder, skip_bad=True)] == ["UP", "b", "a", "c"]
+    given = [folder / "b.h5ad", folder / "deeper" / "atlas.h5ad", str(folder / "lost.zarr")]
+    with pytest.raises(FileNotFoundError, match=r"atlas\.h5ad is a link to"):
+        open_corpus(given)
+    assert [s.name for s in open_corpus(given, skip_bad=True)] == ["b"]
     for name in ("atlas", "lost"):
         assert any(said.startswith(f"'{name}' is left out: ") for said in caplog.messages)
 

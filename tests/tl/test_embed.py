@@ -414,7 +414,7 @@ def test_out_holds_what_obsm_would(counts: ad.AnnData, tmp_path: Path):
 def test_a_finished_run_is_not_done_again(counts: ad.AnnData, tmp_path: Path):
     embed(counts, out=tmp_path / "e.zarr")
     first = counted(counts)
-    with patch.object(predict._Runner, "_run", side_effect=AssertionError("computed again")):
+    with patch.object(predict._Runner, "__call__", side_effect=AssertionError("computed again")):
         embed(counts, out=tmp_path / "e.zarr")
     assert counted(counts) == first
 
@@ -445,7 +445,7 @@ def test_out_of_another_run_or_another_hand_is_refused(counts: ad.AnnData, tmp_p
 
 def test_ctrl_c_leaves_everything_as_it_was(counts: ad.AnnData):
     before = snapshot(counts)
-    with patch.object(predict._Runner, "_run", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+    with patch.object(predict._Runner, "__call__", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
         embed(counts, groupby="batch")
     assert_unchanged(counts, before)
 

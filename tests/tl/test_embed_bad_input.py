@@ -34,7 +34,7 @@ def refused(adata: Any, match: str, error: type[Exception] = ValueError, **optio
     slots = ("obs", "var", "obsm", "varm", "uns", "layers") if isinstance(adata, ad.AnnData) else ()
     before = {slot: list(getattr(adata, slot)) for slot in slots}
     with (
-        patch.object(predict._Runner, "_run", side_effect=AssertionError("computed")),
+        patch.object(predict._Runner, "__call__", side_effect=AssertionError("computed")),
         pytest.raises(error, match=match),
     ):
         embed(adata, **options)

@@ -46,6 +46,12 @@ def test_annotation_learns_the_labels(base: Model, tmp_path: Path, toy_cells):
     assert "fine-tuned by" in (tmp_path / "m" / "MODEL_CARD.md").read_text()
 
 
+def test_what_cannot_be_asked_is_told_before_files_are_read(tmp_path):
+    for wrong, said in (({"recipe": "maskd"}, "masked"), ({"train": {"epoch": 3}}, "epochs")):
+        with pytest.raises(ValueError, match=said):
+            scgpt_finetune(tmp_path / "none.h5ad", model="pbmc-mini", out=tmp_path / "m", **wrong)
+
+
 def test_integration_runs_with_batches_mixed(base: Model, tmp_path: Path, toy_cells):
     cells = labelled(toy_cells(48, seed=4))
     train = replace(TRAIN, epochs=2, zeros=True)

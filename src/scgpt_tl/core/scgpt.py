@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -36,8 +36,7 @@ class Encoded:
     captured: dict[str, Any] = field(default_factory=dict)
     """What `capture=` asked for.
 
-    ``layer.N`` (T, D), the output of block N; ``attention.N``, B maps (H, L, L); ``qk.N``, its queries and keys, a pair
-    of (T, H, E): whoever reads maps by parts takes these, and the block itself stays on the fused path.
+    ``layer.N`` (T, D), the output of block N; ``attention.N``, B maps (H, L, L).
     """
 
 
@@ -135,20 +134,16 @@ class ScGPT(nn.Module):
         x = self.embed(batch, tables)
         if cell_prompt is not None:
             x = x.index_copy(0, batch.cls_index, cell_prompt.to(x.dtype))
-        known = None if batch.known is None else batch.n_known
-        layout = Layout(batch.cu_seqlens, batch.cu_seqlens, known)
-        unknown = None if batch.known is None else ~batch.known
+        layout, unknown = _all_tokens(batch)
         last = len(self.blocks) - 1
         rows = None if f"layer.{last}" in capture else self._asked(batch, at, cell_only=cell_only)
         captured: dict[str, Any] = {}
         for i, block in enumerate(self.blocks):
             if f"attention.{i}" in capture:
                 captured[f"attention.{i}"] = cast("Block", block).maps(x, layout)
-            if f"qk.{i}" in capture:
-                captured[f"qk.{i}"] = cast("Block", block).qk(x)
             if i == last and rows is not None:
                 cu_rows = cumulative(torch.bincount(batch.cell_index[rows], minlength=batch.n_cells))
-                layout = Layout(cu_rows, batch.cu_seqlens, known, rows)
+                layout = replace(layout, cu_q=cu_rows, at=rows)
                 unknown = None if unknown is None else unknown[rows]
             x = self._through(block, x, layout, rows if i == last else None, unknown)
             if f"layer.{i}" in capture:
@@ -159,6 +154,16 @@ class ScGPT(nn.Module):
         if rows is not None:
             x = x.new_full((batch.n_tokens, x.shape[1]), torch.nan).index_copy(0, rows, x)
         return Encoded(self._pool(x, batch), x, captured)
+
+    def queries_and_keys(self, batch: CellBatch, block: int, *, tables: Tables | None = None) -> tuple[Tensor, Tensor]:
+        """Those of one block, (T, H, E) each, for whoever makes its maps by parts.
+
+        Blocks before it attend by the fused path; it goes no further itself, and blocks after it are not run.
+        """
+        x, (layout, unknown) = self.embed(batch, tables), _all_tokens(batch)
+        for before in self.blocks[:block]:
+            x = self._through(before, x, layout, None, unknown)
+        return cast("Block", self.blocks[block]).qk(x)
 
     def _asked(self, batch: CellBatch, at: Tensor | None, *, cell_only: bool) -> Tensor | None:
         """(n,) tokens that the last block must compute, in order; None: all."""
@@ -192,6 +197,13 @@ class Network(nn.Module):
         self.heads = Heads(config)
 
 
+def _all_tokens(batch: CellBatch) -> tuple[Layout, Tensor | None]:
+    """Where every token is a query, and (T,) bool which are unknown."""
+    if batch.known is None:
+        return Layout(batch.cu_seqlens, batch.cu_seqlens), None
+    return Layout(batch.cu_seqlens, batch.cu_seqlens, batch.n_known), ~batch.known
+
+
 def _value_encoder(config: ModelConfig) -> nn.Module:
     if config.value_style == "continuous":
         low = int(min(config.pad_value, config.mask_value, config.cls_value, 0))
@@ -211,6 +223,5 @@ def _input_norm(config: ModelConfig) -> DomainNorm | None:
 def _check_captured(asked: Collection[str], captured: dict[str, Any]) -> None:
     missing = set(asked) - set(captured)
     if missing:
-        what = "'layer.N', 'attention.N' or 'qk.N'"
-        msg = f"cannot capture {sorted(missing)}; give {what} with N below the number of blocks"
+        msg = f"cannot capture {sorted(missing)}; give 'layer.N' or 'attention.N' with N below the number of blocks"
         raise ValueError(msg)

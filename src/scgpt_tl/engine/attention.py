@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from scgpt_tl.engine.pairs import Pairs
-from scgpt_tl.engine.predict import check_batches, minibatches, placed
+from scgpt_tl.engine.predict import Budget, check_batches, minibatches, placed
 from scgpt_tl.engine.ranks import RankSums
-from scgpt_tl.tokens.tokenize import Tokenizer, ahead
+from scgpt_tl.tokens.tokenize import TokenBlock, Tokenizer, ahead
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,20 +86,25 @@ def attention_scores(
     """
     asked = Pairs(tokenizer, groups, n_groups, regulators, total, batches)
     check_batches(backbone, batches, total)
-    capture = f"qk.{_block(layer, len(backbone.blocks))}"
+    number = _block(layer, len(backbone.blocks))
     threads, length = torch.get_num_threads(), asked.n_genes + 1
     with ThreadPoolExecutor(threads) as pool, placed(backbone, compute) as device, compute.bar(asked.n_cells) as bar:
         sums = RankSums(n_groups, asked.n_genes, regulators, threads, pool.map if threads > 1 else map)
-        maps, tables, budget = Maps(sums), backbone.tables(), compute.tokens(backbone, device)
+        maps, tables, budget = Maps(sums), backbone.tables(), Budget(compute.tokens(backbone, device))
+
+        def run(block: TokenBlock, start: int, cells: np.ndarray) -> list[Tensor]:
+            """Queries and keys of some cells, (T, H, E) each."""
+            batch = asked.batch(block, cells, start).to(device)
+            return [x.cpu() for x in backbone.queries_and_keys(batch, number, tables=tables)]
+
         for start, block in ahead(rows, tokenizer):
             chosen = asked.chosen(block, start)
-            for part in minibatches(block.lengths[chosen], budget):
-                cells = chosen[part]
-                batch = asked.batch(block, cells, start).to(device)
-                found = backbone.encode(batch, capture=(capture,), cell_only=True, tables=tables).captured[capture]
-                for group, q, k in zip(groups[cells + start].tolist(), *(x.split(length) for x in found), strict=True):
-                    maps.add(q[1:], k[1:], group)  # <cls> comes first, and is no gene
-                bar.update(len(cells))
+            for part in minibatches(block.lengths[chosen], budget.tokens):
+                for cells, found in budget.spent(partial(run, block, start), chosen[part]):
+                    each = zip(groups[cells + start].tolist(), *(x.split(length) for x in found), strict=True)
+                    for group, q, k in each:
+                        maps.add(q[1:], k[1:], group)  # <cls> comes first, and is no gene
+                    bar.update(len(cells))
         return sums.mean()
 
 
@@ -113,8 +119,8 @@ class Maps:
         self._room = torch.empty(min(m, max(1, _SCORES // m)), m)
 
     def add(self, q: Tensor, k: Tensor, group: int) -> None:
-        """Add each head's map of queries and keys (M, H, E)."""
-        q, k = (x.float().cpu().transpose(0, 1).contiguous() for x in (q, k))  # (H, M, E)
+        """Add each head's map of queries and keys (M, H, E) on the CPU."""
+        q, k = (x.float().transpose(0, 1).contiguous() for x in (q, k))  # (H, M, E)
         largest = float(q.norm(dim=-1).max() * k.norm(dim=-1).max())
         if not largest < _LARGEST:
             msg = f"attention scores of up to {largest}: this network's weights are not fit for use"

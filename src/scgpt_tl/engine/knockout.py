@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch.nn.functional import normalize
 
 from scgpt_tl.engine.pairs import Pairs
-from scgpt_tl.engine.predict import check_batches, minibatches, placed
+from scgpt_tl.engine.predict import Budget, check_batches, minibatches, placed
 from scgpt_tl.tokens.tokenize import TokenBlock, Tokenizer, ahead
 
 if TYPE_CHECKING:
@@ -75,15 +76,16 @@ def knockout_scores(
     _check(network, effect)
     compute = replace(compute, dtype="float32") if compute.dtype == "auto" else compute
     with placed(network, compute) as device, compute.bar(asked.n_cells) as bar:
-        moved = _Moved(network, network.backbone.tables(), asked, effect)
-        budget, length = compute.tokens(network.backbone, device), asked.n_genes + 1
+        moved = _Moved(network, network.backbone.tables(), asked, effect, device)
+        budget, length = Budget(compute.tokens(network.backbone, device)), asked.n_genes + 1
         for start, block in ahead(rows, tokenizer):
             chosen = asked.chosen(block, start)
             cells, which = _runs(block, chosen, asked.places)
             bar.update(len(chosen) - int((which < 0).sum()))  # these express no regulator
-            for some in minibatches(np.full(len(cells), length), budget):  # equally long, so they stay in order
-                moved.add(block, start, cells[some], which[some], device)
-                bar.update(int((which[some] < 0).sum()))
+            run = partial(moved.add, block, start, cells, which)
+            for runs in minibatches(np.full(len(cells), length), budget.tokens):  # equally long, so they stay in order
+                for some, _ in budget.spent(run, runs):
+                    bar.update(int((which[some] < 0).sum()))
         return moved.mean(), moved.counts
 
 
@@ -118,6 +120,7 @@ class _Moved:
     tables: Tables
     asked: Pairs
     effect: Effect
+    device: torch.device
     before: Tensor | None = field(init=False, default=None)
     """(1, M, ...) what the network tells of the last cell as it is."""
 
@@ -125,13 +128,14 @@ class _Moved:
         shape = self.asked.n_groups, len(self.asked.places), self.asked.n_genes
         self.sums, self.counts = np.zeros(shape), np.zeros(shape[:2], np.int64)
 
-    def add(self, block: TokenBlock, start: int, cells: np.ndarray, which: np.ndarray, device: torch.device) -> None:
-        """Run a minibatch. A cell's knock-outs follow it, and may lie in the next minibatches."""
+    def add(self, block: TokenBlock, start: int, cells: np.ndarray, which: np.ndarray, runs: np.ndarray) -> None:
+        """Make some of the runs. A cell's knock-outs follow it, and may lie in the next minibatches."""
+        cells, which = cells[runs], which[runs]
         out = np.flatnonzero(which >= 0)
         batch = self.asked.batch(block, cells, start)
         values = batch.values.reshape(len(cells), -1).clone()
         values[out, 1 + self.asked.places[which[out]]] = 0
-        told = self._tell(replace(batch, values=values.flatten()).to(device), len(cells))
+        told = self._tell(replace(batch, values=values.flatten()).to(self.device), len(cells))
         own = np.maximum.accumulate(np.where(which < 0, np.arange(len(which)), -1))  # the cell as it is; -1: earlier
         if len(out):
             known = told if self.before is None else torch.cat([told, self.before])  # so that -1 is the last one before

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from scgpt_tl.tokens.batch import CellBatch
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 ROWS = 1024  # read and tokenised at a time; no result depends on it
 _CPU_TOKENS = 3072  # per minibatch: activations of the 51 M model then stay near the caches
@@ -124,6 +126,45 @@ class Seen:
 
 
 @dataclass
+class Budget:
+    """Tokens of a minibatch, halved where an accelerator is out of memory."""
+
+    tokens: int
+    seen: Seen = field(default_factory=Seen)
+
+    def spent(self, run: Callable[[np.ndarray], T], cells: np.ndarray) -> Iterator[tuple[np.ndarray, T]]:
+        """`run` of a minibatch's cells (n,), or of parts of them, in order, each with what it gives.
+
+        `run` must leave nothing behind where it fails.
+
+        Raises
+        ------
+        torch.OutOfMemoryError
+            A cell alone does not fit.
+        """
+        yield from self._spent(run, cells, self.tokens)
+
+    def _spent(self, run: Callable[[np.ndarray], T], cells: np.ndarray, tokens: int) -> Iterator[tuple[np.ndarray, T]]:
+        try:
+            found = run(cells)
+        except torch.OutOfMemoryError:
+            if len(cells) == 1:
+                raise
+        else:
+            yield cells, found
+            return
+        torch.cuda.empty_cache()  # out of the handler, whose traceback holds what the network had made
+        if not self.seen.halved:
+            logger.warning(
+                "out of memory with %d tokens: going on with half as many; max_memory= avoids this", self.tokens
+            )
+        self.seen.halved += 1
+        self.tokens = min(self.tokens, tokens // 2)
+        for half in np.array_split(cells, 2):
+            yield from self._spent(run, half, tokens // 2)
+
+
+@dataclass
 class Contexts:
     """Running sums of contextual gene embeddings: mean token embedding of each gene over the cells of a group."""
 
@@ -201,15 +242,14 @@ def embed_rows(
     check_batches(backbone, batches, total)
     seen = Seen() if seen is None else seen
     with placed(backbone, compute) as device, compute.bar(total) as bar:
-        runner, budget = (
-            _Runner(backbone, backbone.tables(), device, contexts, batches),
-            compute.tokens(backbone, device),
-        )
+        runner = _Runner(backbone, backbone.tables(), device, contexts, batches)
+        budget = Budget(compute.tokens(backbone, device), seen)
         for start, block in ahead(rows, tokenizer):
             result = np.empty((len(block.keys), backbone.config.d_model), np.float32)
-            for cells in minibatches(block.lengths, budget):
-                result[cells], budget = runner(block, cells, start, budget, seen)
-                bar.update(len(cells))
+            for cells in minibatches(block.lengths, budget.tokens):
+                for some, embeddings in budget.spent(partial(runner, block, start), cells):
+                    result[some] = embeddings
+                    bar.update(len(some))
             if unit_norm:
                 result = normalize(torch.from_numpy(result)).numpy()
             seen.add(block)
@@ -231,9 +271,9 @@ def placed(network: nn.Module, compute: Compute) -> Iterator[torch.device]:
         network.to(home)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Runner:
-    """Runs minibatches, halving them on an accelerator that is out of memory."""
+    """Runs minibatches of a block whose first row is `start`."""
 
     backbone: ScGPT
     tables: Tables
@@ -241,24 +281,9 @@ class _Runner:
     contexts: Contexts | None
     batches: np.ndarray | None
 
-    def __call__(
-        self, block: TokenBlock, cells: np.ndarray, start: int, budget: int, seen: Seen
-    ) -> tuple[np.ndarray, int]:
-        """Embeddings (B, D) of some cells of a block, and the budget that held."""
-        try:
-            return self._run(block.batch(cells), cells + start), budget
-        except torch.OutOfMemoryError:
-            if len(cells) == 1:
-                raise
-            torch.cuda.empty_cache()
-        if not seen.halved:
-            logger.warning("out of memory with %d tokens: going on with half as many; max_memory= avoids this", budget)
-        seen.halved += 1
-        halves = np.array_split(cells, 2)
-        parts = [self(block, half, start, budget // 2, seen) for half in halves]
-        return np.concatenate([part for part, _ in parts]), min(b for _, b in parts)
-
-    def _run(self, batch: CellBatch, rows: np.ndarray) -> np.ndarray:
+    def __call__(self, block: TokenBlock, start: int, cells: np.ndarray) -> np.ndarray:
+        """Embeddings (B, D) of some cells."""
+        batch, rows = block.batch(cells), cells + start
         if self.batches is not None:
             batch = replace(batch, batch=torch.from_numpy(self.batches[rows]))
         batch = batch.to(self.device)

@@ -85,6 +85,10 @@ class Matrix:
         return _canonical(piece if self._columns is None else piece[:, self._columns], shared=self._columns is None)
 
 
+class NoNumbersError(TypeError):
+    """A matrix of something else, such as text."""
+
+
 def open_matrix(x: Any, *, rows: Any = None, columns: Any = None) -> Matrix:
     """Open a matrix for reading by blocks of rows; nothing is read yet but a file's row pointers.
 
@@ -112,7 +116,7 @@ def open_matrix(x: Any, *, rows: Any = None, columns: Any = None) -> Matrix:
     reader = _reader(x)
     if reader.dtype.kind not in "biuf":
         msg = f"the matrix holds {reader.dtype}, expected real numbers (float, integer or bool)"
-        raise TypeError(msg)
+        raise NoNumbersError(msg)
     return Matrix(reader, _positions(rows, reader.shape[0]), _positions(columns, reader.shape[1]))
 
 

@@ -45,6 +45,11 @@ class SparseReader:
     """CSR in memory; other sparse layouts are turned into CSR once."""
 
     def __init__(self, matrix: Any) -> None:
+        if matrix.format in ("csr", "csc"):  # scipy looks at the arrays once, when it makes them
+            major, minor = matrix.shape if matrix.format == "csr" else matrix.shape[::-1]
+            there = min(int(matrix.indptr[-1]), len(matrix.indices), len(matrix.data))
+            _check_pointers(matrix.indptr, major, there)
+            _check_range(matrix.indices[:there], minor)
         self.matrix = sparse.csr_matrix(matrix)  # no copy of a csr_matrix or csr_array
         self.shape: tuple[int, int] = self.matrix.shape
         self.dtype = self.matrix.dtype
@@ -91,24 +96,9 @@ class _FileReader:
         self.indices, self.data = group["indices"], group["data"]
         self.indptr: np.ndarray = np.asarray(group["indptr"][:], dtype=np.int64)
         self.dtype = np.dtype(self.data.dtype)
-        stored, major = (
-            min(self.indices.shape[0], self.data.shape[0]),
-            self.shape[int(compressed_format(group) == "csc")],
-        )
-        if len(self.indptr) != major + 1 or self.indptr[0] != 0 or self.indptr[-1] != stored:
-            msg = (
-                f"the sparse matrix in {getattr(group, 'name', 'the file')} is damaged: indptr has {len(self.indptr)} "
-                f"entries for {major} rows or columns and ends at {self.indptr[-1:]}, {stored} values are stored"
-            )
-            raise ValueError(msg)
-        falls = np.flatnonzero(self.indptr[1:] < self.indptr[:-1])
-        if len(falls):  # a compiled kernel that follows such pointers reads outside the arrays
-            before, after = self.indptr[falls[0] : falls[0] + 2].tolist()
-            msg = (
-                f"the sparse matrix in {getattr(group, 'name', 'the file')} is damaged: indptr falls from {before} to "
-                f"{after} at entry {falls[0] + 1}, where each is at least as large as the one before"
-            )
-            raise ValueError(msg)
+        stored = min(self.indices.shape[0], self.data.shape[0])
+        major = self.shape[int(compressed_format(group) == "csc")]
+        _check_pointers(self.indptr, major, stored, f" in {getattr(group, 'name', 'the file')}")
 
     def mean_nonzeros(self) -> float:
         """Of a row; at least 1."""
@@ -308,9 +298,27 @@ def _spans(rows: np.ndarray, most: int, gap: int) -> Iterator[tuple[int, int]]:
             first = last
 
 
+def _check_pointers(indptr: np.ndarray, major: int, stored: int, where: str = "") -> None:
+    """Nor is `indptr`: a compiled kernel that follows falling pointers reads outside the arrays."""
+    if len(indptr) != major + 1 or indptr[0] != 0 or indptr[-1] != stored:
+        msg = (
+            f"the sparse matrix{where} is damaged: indptr has {len(indptr)} entries for {major} rows or columns and "
+            f"ends at {indptr[-1:]}, {stored} values are stored"
+        )
+        raise ValueError(msg)
+    falls = np.flatnonzero(indptr[1:] < indptr[:-1])
+    if len(falls):
+        before, after = indptr[falls[0] : falls[0] + 2].tolist()
+        msg = (
+            f"the sparse matrix{where} is damaged: indptr falls from {before} to {after} at entry {falls[0] + 1}, "
+            "where each is at least as large as the one before"
+        )
+        raise ValueError(msg)
+
+
 def _check_range(indices: np.ndarray, size: int) -> None:
-    """A file is not trusted: an index outside the matrix would be read out of bounds by a kernel."""
-    if not len(indices):
+    """Arrays are not trusted: an index outside the matrix would be read out of bounds by a kernel."""
+    if not len(indices) or indices.view(f"u{indices.itemsize}").max() < size:  # below zero it is large, unsigned
         return
     least, most = int(indices.min()), int(indices.max())
     if least < 0 or most >= size:

@@ -153,7 +153,7 @@ def _items(data: Any) -> list[Any]:
     """AnnData, `Source`, existing files and stores; folders and lists opened."""
     if isinstance(data, (str, Path)):
         path = Path(data).expanduser()
-        if not path.exists():
+        if not path.exists() and not path.is_symlink():  # a link to nothing is refused as one, or skipped
             msg = f"{path} does not exist; give h5ad files, zarr stores, a folder of them, or AnnData"
             raise FileNotFoundError(msg)
         return _below(path) if path.is_dir() and not is_store(path) else [path]

@@ -75,15 +75,15 @@ def scgpt_finetune(
     FileExistsError, NotADirectoryError, PermissionError, FloatingPointError, KeyboardInterrupt, RuntimeError
         As for `tl.scgpt_pretrain`.
     """
-    place = check_out(out)
+    options, asked, place = FINETUNE.changed(train), recipe_named(recipe), check_out(out)  # before files are read
     loaded = load_model(model)
     sources = open_corpus(data, model_vocab=loaded.vocab, labels_key=labels_key, batch_key=batch_key)
     return finetune(
         sources,
         model=loaded,
         out=place,
-        recipe=recipe_named(recipe),
-        train=FINETUNE.changed(train),
+        recipe=asked,
+        train=options,
         resume=resume,
         overwrite=overwrite,
         seed=as_seed(rng),

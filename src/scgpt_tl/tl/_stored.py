@@ -20,7 +20,7 @@ import pandas as pd
 from scgpt_tl._slots import SLOTS
 from scgpt_tl.engine.study import wrong_values
 from scgpt_tl.genes.match import KNOWN_COLUMNS
-from scgpt_tl.pp._blocks import Matrix, _parent, open_layer, open_matrix
+from scgpt_tl.pp._blocks import Matrix, NoNumbersError, _parent, open_layer, open_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -162,7 +162,7 @@ def _of_adata(adata: Any, name: str) -> Stored:
         raise _no_counts(name, "it is empty (None)", adata.layers)
     try:
         matrix = open_layer(adata)
-    except TypeError as error:
+    except NoNumbersError as error:
         raise _no_counts(name, str(error), adata.layers) from error
     except ValueError as error:
         msg = f"{name}: {error}"
@@ -205,7 +205,10 @@ def _open(path: Path, rows: np.ndarray | None = None, columns: np.ndarray | None
     root = _root(path)
     if "X" not in root:
         raise _no_counts(str(path), "there is none", root.get("layers", ()))
-    return open_matrix(root["X"], rows=rows, columns=columns)
+    try:
+        return open_matrix(root["X"], rows=rows, columns=columns)
+    except NoNumbersError as error:
+        raise _no_counts(str(path), str(error), root.get("layers", ())) from error
 
 
 def _shape(path: Path) -> tuple[int, int]:
@@ -251,8 +254,6 @@ def _explained(path: Path, error: Exception) -> Exception:
     text = " ".join(str(error).split())
     if path.is_symlink() and not path.exists():
         return FileNotFoundError(f"{path} is a link to {path.readlink()}, which is not there; {_PLACE}")
-    if "expected real numbers" in text:
-        return _no_counts(str(path), text, _root(path).get("layers", ()))
     if isinstance(error, BlockingIOError) or "unable to lock" in text:
         return OSError(f"{path} is locked: another process is writing it; wait until it has closed the file ({text})")
     if isinstance(error, PermissionError):
