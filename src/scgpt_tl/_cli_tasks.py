@@ -60,7 +60,7 @@ def _annotate(args: argparse.Namespace) -> None:
         **options,
     )
     key = args.key_added or SLOTS.label
-    probabilities = SLOTS.probabilities if args.key_added is None else f"{key}_probabilities"
+    probabilities = SLOTS.probabilities if key == SLOTS.label else f"{key}_probabilities"
     write_slots(query, args.query, args.out, obsm=[probabilities], uns=[key])
     unknown = int((query.obs[key] == "unknown").sum())
     print(
@@ -182,8 +182,9 @@ def _map(args: argparse.Namespace) -> None:
     tl.scgpt_map(query, reference, **{name: getattr(args, name) for name in names}, **compute_options(args))
     key = args.key_added or SLOTS.mapped
     obsm, more = [args.key_added or SLOTS.embedding, f"{key}_neighbors"], {}
-    if args.key_added is None:
-        more = {"varm": [SLOTS.gene_embedding], "uns": [key, SLOTS.run]}
+    if args.key_added is None:  # an embedding of another model is left, and may have no embedding of genes
+        more = {"varm": [name for name in (SLOTS.gene_embedding,) if name in query.varm]}
+        more["uns"] = [key, *(name for name in (SLOTS.run,) if name in query.uns)]
     write_slots(query, args.query, args.out, **({"uns": [key]} | more), obsm=obsm)
     said = f", {query.uns[key]['n_unknown']:,} of them unknown," if "n_unknown" in query.uns[key] else ""
     print(f"{query.n_obs:,} cells{said} in {time.perf_counter() - start:.1f} s -> {args.out}", flush=True)

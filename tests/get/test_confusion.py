@@ -60,3 +60,22 @@ def test_confusion_refuses_measurements_and_truths_that_are_none():
         pairs([np.nan, np.nan], ["a", "b"])
     with pytest.raises(ValueError, match=r"2 cells.*'unknown'.*NaN"):
         pairs(["unknown", "unknown", "a"], ["a", "b", "a"])
+
+
+@pytest.mark.parametrize(
+    ("truth", "pred"),
+    [
+        (["B ", "T", " B"], ["B", "T", "B"]),
+        (pd.Categorical([0.0, 1.0, 0.0]), ["0", "1", "0"]),
+        (np.array([0.0, 1.0, 0.0], dtype=object), ["0", "1", "0"]),
+        (np.array([1, 2, 1]), pd.Categorical([1.0, 2.0, 1.0])),
+    ],
+)
+def test_names_are_those_that_annotation_reads(truth, pred):
+    table = pairs(truth, pred)
+    assert table.loc[table["truth"].astype(str) == table["pred"].astype(str), "n"].sum() == 3
+
+
+def test_measurements_are_no_names_as_categories_either():
+    with pytest.raises(ValueError, match="holds measurements"):
+        pairs(pd.Categorical([0.5, 1.0]), ["a", "b"])

@@ -17,11 +17,17 @@ from scgpt_tl.metrics import _checks
         (pd.Categorical(["b", None, "a"]), ["b", None, "a"]),
         (pd.Series([True, False]), ["True", "False"]),
         ([np.inf], ["inf"]),
+        ([" B ", "B", "nan", "<NA>", "NaT", "none", "unknown"], ["B", "B", None, None, None, "none", "unknown"]),
         ([], []),
     ],
 )
 def test_names(values, expected):
     assert _checks.names(values).tolist() == expected
+
+
+def test_what_is_no_type():
+    given = ["B ", "Unknown", "unknown", "None", "nan", None, 1.0]
+    assert _checks.types(given).tolist() == ["B", None, None, None, None, None, "1"]
 
 
 def test_codes_are_sorted_and_missing_is_minus_one():

@@ -128,3 +128,37 @@ def test_bad_input(sides):
     query.obs["none"] = np.nan
     with pytest.raises(ValueError, match="none of the 40 cells has a true label"):
         metrics.compare_labels(query, predictions={"b": "cell_type"}, labels_key="none")
+
+
+def test_baselines_learn_from_what_has_a_type(sides):
+    """The cells, and their names, that the judged method learns from."""
+    query, reference = sides
+    more = {"predictions": {"m": "scgpt_pred"}, "labels_key": "cell_type"}
+    types = reference.obs["cell_type"].to_numpy(object).copy()
+    types[:30] = None
+    reference.obs["cell_type"] = types
+    expected = metrics.compare_labels(query, reference=reference, **more)
+    types[:10], types[10:20] = "unknown", "nan"
+    reference.obs["cell_type"] = np.where(np.arange(80) % 3 == 0, [f" {name} " for name in types], types)
+    pd.testing.assert_frame_equal(metrics.compare_labels(query, reference=reference, **more), expected)
+
+
+def test_baselines_know_genes_by_the_names_that_were_found(sides, caplog):
+    query, reference = sides
+    more = {"predictions": {"m": "scgpt_pred"}, "labels_key": "cell_type", "reference": reference}
+    expected = metrics.compare_labels(query, **more)
+    assert caplog.text == ""
+    query.var["scgpt_gene"] = query.var_names.to_numpy()
+    query.var_names = [f"ENSG{i}.1" if i < 25 else name for i, name in enumerate(query.var_names)]
+    pd.testing.assert_frame_equal(metrics.compare_labels(query, **more), expected)
+    query.var["scgpt_gene"] = ["", None, *query.var["scgpt_gene"].tolist()[2:]]
+    reference.var["scgpt_gene"] = pd.Categorical(query.var["scgpt_gene"])
+    metrics.compare_labels(query, **more)
+    assert caplog.text == ""
+    del query.var["scgpt_gene"]
+    metrics.compare_labels(query, **more)
+    assert "5 genes of the reference" in caplog.text
+    assert "pp.harmonize_genes, on both, gives them the same names" in caplog.text
+    query.var_names = [f"ENSG{i}.1" for i in range(30)]
+    with pytest.raises(ValueError, match=r"0 genes of the reference .*harmonize_genes, on both"):
+        metrics.compare_labels(query, **more)

@@ -91,3 +91,15 @@ def test_bad_input(integrated):
     del integrated.obsm["X_scGPT_integrated"]
     with pytest.raises(KeyError, match=r"tl\.scgpt_integrate\(adata, batch_key=\.\.\.\) makes it"):
         pl.integration(integrated, batch_key="batch")
+
+
+def test_numbers_name_batches(integrated):
+    integrated.obs["batch"] = [10.0, 2.0] * 39 + [None, 2.0]
+    panels = pl.integration(integrated, batch_key="batch", keys="a", titles="before")
+    assert panels.shape == (1, 1)
+    assert panels[0, 0].get_title() == "before, by batch"
+    assert [text.get_text() for text in panels[0, 0].get_legend().get_texts()][:2] == ["2", "10"]
+    assert pl.integration(integrated, batch_key="batch", labels_key="batch", keys=["a"]).shape == (1, 1)
+    integrated.obs["score"] = np.linspace(0, 1, 80)
+    with pytest.raises(ValueError, match="holds measurements"):
+        pl.integration(integrated, batch_key="score", keys=["a"])

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import anndata as ad
 import mudata as md
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 
 import scgpt_tl
+from scgpt_tl import get
+from scgpt_tl.engine import predict
 from scgpt_tl.engine.annotate import options_for
 from scgpt_tl.engine.annotator import METHODS
 from scgpt_tl.genes.vocab import GeneVocab
@@ -399,3 +402,33 @@ def test_nothing_is_written_when_it_fails_late(bundle: Path, labelled, monkeypat
     assert list(query.obs) == ["type"]
     assert not query.uns
     assert not query.obsm
+
+
+def test_options_of_memory_are_heard_while_the_reference_is_embedded(base: Model, labelled, monkeypatch):
+    seen, inner = [], predict.embed_rows
+
+    def spied(*given: Any, compute: predict.Compute, **options: Any) -> Any:
+        seen.append((compute.max_tokens, compute.max_memory))
+        return inner(*given, compute=compute, **options)
+
+    monkeypatch.setattr("scgpt_tl.engine.annotator.embed_rows", spied)
+    train = {"max_tokens": 400, "max_memory": "1GB", "device": "cpu", "progress": False}
+    annotate(labelled(20, 2), labelled(60, 1), base, method="probe", train=train)
+    assert set(seen) == {(400, "1GB")}
+    assert len(seen) >= 2
+
+
+def test_the_name_of_the_default_is_the_default(base: Model, labelled):
+    query, named = labelled(20, 2), labelled(20, 2)
+    annotate(query, labelled(60, 1), base, method="knn")
+    annotate(named, labelled(60, 1), base, method="knn", key_added="scgpt_pred")
+    assert [sorted(getattr(named, slot)) for slot in ("obs", "obsm", "uns")] == [
+        sorted(getattr(query, slot)) for slot in ("obs", "obsm", "uns")
+    ]
+
+
+def test_read_back_from_zarr(base: Model, labelled, tmp_path: Path):
+    query = labelled(20, 2)
+    annotate(query, labelled(60, 1), base, method="knn")
+    query.write_zarr(tmp_path / "q.zarr")
+    pd.testing.assert_frame_equal(get.annotation_df(ad.read_zarr(tmp_path / "q.zarr")), get.annotation_df(query))

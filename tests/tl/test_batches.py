@@ -11,7 +11,7 @@ from scipy import sparse
 
 from scgpt_tl.genes.match import match_genes
 from scgpt_tl.genes.vocab import GeneVocab
-from scgpt_tl.tl._batches import genes_for, read_batches
+from scgpt_tl.tl._batches import genes_for, read_batches, read_labels
 
 GENES = [f"G{i}" for i in range(60)]
 
@@ -91,3 +91,35 @@ def test_values_that_are_no_counts(flavor: str):
     adata = cells((100, 80))
     adata.X = adata.X.log1p()
     assert genes(adata, n_genes=30, flavor=flavor).sum() == 30
+
+
+@pytest.mark.parametrize(
+    ("column", "names"),
+    [
+        ([0.0, 1.0] * 5, ("0", "1")),
+        (pd.Categorical([1.0, 2.0] * 5), ("1", "2")),
+        (["101", "101 "] * 4 + ["7"] * 2, ("101", "7")),
+        (["unknown", "none"] * 5, ("none", "unknown")),
+    ],
+)
+def test_names_are_read_as_everywhere(column, names):
+    adata = cells((10,))
+    adata.obs["lab"] = column
+    assert read_batches(adata, "lab").names == names
+
+
+def test_the_text_of_a_missing_batch_is_none():
+    adata = cells((10,))
+    adata.obs["lab"] = ["a", "nan"] * 5
+    with pytest.raises(ValueError, match="5 cells have no batch"):
+        read_batches(adata, "lab")
+    adata.obs["lab"] = [0.5, 1] * 5
+    with pytest.raises(ValueError, match="numbers with fractions"):
+        read_batches(adata, "lab")
+
+
+def test_types_that_are_not_known_are_no_types(caplog):
+    adata = cells((10,))
+    adata.obs["type"] = ["B", "unknown", "T ", "nan", "T"] * 2
+    assert read_labels(adata, "type").tolist() == ["B", None, "T", None, "T"] * 2
+    assert "4 of 10 cells have no label" in caplog.text

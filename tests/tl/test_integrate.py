@@ -11,6 +11,7 @@ import anndata as ad
 import numpy as np
 import pytest
 from anndata import ImplicitModificationWarning
+from scipy import sparse
 
 import scgpt_tl
 from scgpt_tl.models.model import load_model
@@ -374,3 +375,22 @@ def test_backed_and_views(made, base, cells, tmp_path):
 def test_what_is_no_anndata(base):
     with pytest.raises(TypeError, match="AnnData is expected"):
         integrate(np.zeros((3, 3)), base)
+
+
+def test_a_gene_in_two_variables_is_learned_from_both(base: Model, cells: ad.AnnData, monkeypatch):
+    """As it is embedded: the second column, which one batch alone expresses, would not be chosen by itself."""
+    more = cells[:, :5].copy()
+    more.X = sparse.csr_matrix(more.X.toarray() * (cells.obs["lab"] == "x").to_numpy()[:, None])
+    with pytest.warns(UserWarning, match="not unique"):
+        both = ad.concat([cells, more], axis=1, merge="first")
+    seen = []
+
+    def stop(lesson, **_):
+        seen.append(lesson)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scgpt_tl.tl._integrate.learn", stop)
+    with pytest.raises(KeyboardInterrupt):
+        integrate(both, base)
+    genes = seen[0].source.genes
+    assert genes[-5:] == genes[:5] == cells.var_names[:5].tolist()

@@ -480,3 +480,50 @@ def test_commands(query: ad.AnnData, reference: ad.AnnData, tmp_path: Path, caps
     assert "cells, " in capsys.readouterr().out
     assert cli.main(["map", q, "--reference", str(tmp_path / "no"), "-o", str(tmp_path / "d.h5ad")]) == 1
     assert "is not there" in capsys.readouterr().err
+
+
+def need_nothing(name: str, **_: str) -> None:
+    raise ImportError(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "said"),
+    [
+        ("", {"k": 0}, "k=0: the reference has 60 cells"),
+        ("", {"k": "15"}, "k='15'"),
+        ("", {"index": "approximate"}, "faiss"),
+        ("genes", {}, "share 0 genes of the model"),
+        ("negative", {}, "reference: .*negative"),
+    ],
+)
+def test_a_reference_is_embedded_when_all_else_is_right(query, reference, change, options, said, monkeypatch):
+    if change == "genes":
+        reference.var_names = MODEL.vocab.genes[60:120]
+    if change == "negative":
+        reference.X[0, 0] = -1
+    monkeypatch.setattr("scgpt_tl.engine.search.find_spec", lambda _: None)
+    monkeypatch.setattr("scgpt_tl.engine.search.need", need_nothing)
+    monkeypatch.setattr("scgpt_tl.tl._map.reference_of", lambda *_, **__: pytest.fail("embedded"))
+    with pytest.raises((ValueError, ImportError), match=said):
+        place(query, reference, **options)
+
+
+@pytest.mark.parametrize("key", ["scgpt_pred", "scgpt", "X_scGPT"])
+def test_the_places_of_other_functions_are_refused(query, reference, key):
+    with pytest.raises(ValueError, match=f"key_added='{key}' is where tl.scgpt_"):
+        place(query, reference, key_added=key)
+
+
+def test_a_file_that_holds_another_models_embedding_alone(query, reference, tmp_path: Path, capsys):
+    """As `tl.scgpt_integrate` leaves it, without an embedding of genes: it stays, and what was mapped is written."""
+    params = {"weights_sha256": "others", "seed": 0, "max_length": 9, "unit_norm": True}
+    query.obsm["X_scGPT"] = np.ones((24, 3), np.float32)
+    query.uns["scgpt"] = {OWNER: "tl.scgpt_embed", "params": params}
+    query.write_h5ad(tmp_path / "q.h5ad")
+    reference.write_h5ad(tmp_path / "r.h5ad")
+    model = str(Path(__file__).parents[1] / "golden" / "tiny" / "ckpt")
+    given = ["--reference", str(tmp_path / "r.h5ad"), "--labels-key", "kind", "--model", model, "--device", "cpu"]
+    assert cli.main(["map", str(tmp_path / "q.h5ad"), *given, "-o", str(tmp_path / "out.h5ad")]) == 0
+    found = ad.read_h5ad(tmp_path / "out.h5ad")
+    assert found.obsm["X_scGPT"].shape == (24, 3)
+    assert "scgpt_mapped" in found.obs

@@ -167,3 +167,16 @@ def test_a_query_that_shares_cells_is_told(
 def test_the_share_held_out(model: Model, reference: AnnData, toy_cells):
     told = learned(reference, toy_cells(10, seed=1), model, share=0.5).told
     assert (told["cells"], told["held_out"], told["labels_key"]) == (60, 30, "type")
+
+
+def test_the_same_values_are_the_same_reference(model: Model, reference: AnnData, toy_cells, tmp_path: Path):
+    """However they are stored: a run that is repeated with them is known again."""
+    reference.write_h5ad(tmp_path / "cells.h5ad")
+    opened, wide = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r"), reference.copy()
+    wide.X = wide.X.astype(np.float64).tocsc()
+    query = toy_cells(10, seed=1)
+    expected = learned(reference, query, model).train.manifest
+    assert learned(opened, query, model).train.manifest == learned(wide, query, model).train.manifest == expected
+    wide.X[3, 4] += 1
+    assert learned(wide, query, model).train.manifest != expected
+    opened.file.close()

@@ -190,7 +190,7 @@ def learn(
     FileExistsError, RuntimeError, ValueError
         `out` holds something else, another process learns in it, it holds another unfinished run.
     """
-    compute = Compute(device=options.device, progress=options.progress)
+    compute = Compute.like(options)
     if method in TRAINED:
         found = _trained(lesson, model, method, options, out, seed=seed, overwrite=overwrite)
     else:
@@ -223,7 +223,7 @@ def _trained(lesson: Lesson, model: Model, method: str, options: TrainConfig, ou
     _, counts = np.unique(lesson.codes(lesson.train), return_counts=True)
     begin, network = None, {"n_layers_cls": 3}
     if method != "head":
-        compute = Compute(device=options.device, progress=options.progress)
+        compute = Compute.like(options)
         begin, network = partial(_begin, lesson, compute, how["seed"]), {"n_layers_cls": 1}
     name = "annotation" if begin is None else "annotation from a probe"
     recipe = replace(ANNOTATION, name=name, class_weights=class_weights(counts.tolist()), network=network)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from scgpt_tl.core.encoders import Tables
     from scgpt_tl.core.scgpt import ScGPT
+    from scgpt_tl.engine.config import TrainConfig
     from scgpt_tl.tokens.batch import CellBatch
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ T = TypeVar("T")
 ROWS = 1024  # read and tokenised at a time; no result depends on it
 _CPU_TOKENS = 3072  # per minibatch: activations of the 51 M model then stay near the caches
 _GPU_TOKENS = 131_072
+#: Options of training that say how cells are embedded too, by a model that learns or has learned.
+AS_IN_TRAINING = ("device", "max_memory", "max_tokens", "progress")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,11 @@ class Compute:
         """Build from keywords; an unknown one is refused with the nearest name, of ours or of those `beside` them."""
         refuse_unknown(options, [f.name for f in fields(cls)], beside=beside)
         return cls(**options)
+
+    @classmethod
+    def like(cls, train: TrainConfig) -> Compute:
+        """As a training computes."""
+        return cls(**{name: getattr(train, name) for name in AS_IN_TRAINING})
 
     def torch_device(self) -> torch.device:
         """The device, checked to be there."""

@@ -9,7 +9,7 @@ import pandas as pd
 
 from scgpt_tl._slots import MAKERS, SLOTS
 from scgpt_tl.get._labels import column_of
-from scgpt_tl.get._result import result
+from scgpt_tl.get._result import result, strings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -71,7 +71,7 @@ def _probabilities(adata: AnnData, key: str) -> tuple[pd.Index, np.ndarray]:
     if "classes" not in run:
         msg = f"adata.uns[{key!r}] names no classes for .obsm[{name!r}]: {MAKERS[SLOTS.label]} writes both"
         raise KeyError(msg)
-    classes = pd.Index(np.asarray(run["classes"]).astype(str), dtype=object)
+    classes = pd.Index(strings(run["classes"]), dtype=object)
     if shares.ndim != 2 or shares.shape[1] != len(classes):
         msg = f"adata.obsm[{name!r}] has the shape {shares.shape}, and .uns[{key!r}] names {len(classes)} classes"
         raise ValueError(msg)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from scgpt_tl._slots import MAKERS, SLOTS
-from scgpt_tl.get._result import result
+from scgpt_tl.get._result import result, strings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -51,7 +50,7 @@ def enrichment_df(
         msg = f"adata.uns[{key!r}] holds no table of pathways; {MAKERS[SLOTS.enrichment]} makes one"
         raise KeyError(msg)
     table = pd.DataFrame(run["table"]).reset_index(drop=True)
-    tested = np.atleast_1d(run.get("params", {}).get("tested", table["program"])).astype(str)
+    tested = strings(run.get("params", {}).get("tested", table["program"]))
     table["program"] = pd.Categorical(table["program"].astype(str), _in_order(tested), ordered=True)
     if program is not None:
         if str(program) not in table["program"].cat.categories:
@@ -63,7 +62,7 @@ def enrichment_df(
     return table.sort_values(["program", "adjusted", "p_value", "pathway"], ignore_index=True)
 
 
-def _in_order(names: np.ndarray) -> list[str]:
+def _in_order(names: list[str]) -> list[str]:
     """Numbers by size, other names as they come."""
-    found = list(dict.fromkeys(names.tolist()))
+    found = list(dict.fromkeys(names))
     return sorted(found, key=int) if all(name.isdigit() for name in found) else found

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from scgpt_tl._slots import MAKERS, SLOTS, UNKNOWN
+from scgpt_tl.metrics._checks import names
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -23,15 +24,13 @@ def column_of(adata: AnnData, name: str, key: str | None) -> pd.Series:
 
 def names_of(adata: AnnData, name: str, key: str | None = None) -> pd.Series:
     """A column of names as strings, a categorical in the order of the user's own; an empty name is a missing one."""
-    column = column_of(adata, name, key)
-    if pd.api.types.is_float_dtype(column):  # whole numbers that a missing value has turned into floats are names
-        if not column.dropna().mod(1).eq(0).all():
-            msg = f".obs[{name!r}] holds measurements ({column.dtype}), where names of cell types are expected"
-            raise ValueError(msg)
-        column = column.astype("Int64")
-    groups = column.astype("category")
-    spelled = {name: str(name) for name in groups.cat.categories}
-    order = list(dict.fromkeys(text for text in spelled.values() if text.strip()))
+    groups = column_of(adata, name, key).astype("category")
+    held = groups.cat.categories
+    if pd.api.types.is_float_dtype(held) and not (held.to_numpy() % 1 == 0).all():  # whole ones are names
+        msg = f".obs[{name!r}] holds measurements ({held.dtype}), where names are expected"
+        raise ValueError(msg)
+    spelled = dict(zip(held, names(held), strict=True))
+    order = list(dict.fromkeys(text for text in spelled.values() if text is not None))
     return groups.astype(object).map(spelled).astype(pd.CategoricalDtype(order))
 
 

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from scgpt_tl._nearest import nearest
 from scgpt_tl._slots import MAKERS, NETWORK_MAKER, OWNER, SLOTS, is_ours
-from scgpt_tl.get._result import result
+from scgpt_tl.get._result import result, strings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,11 +32,6 @@ def network(adata: AnnData, key: str) -> Mapping[str, Any]:
         msg = f"adata.uns[{key!r}] is no gene network; {MAKERS[SLOTS.network]} makes one. Networks there: {ours}"
         raise KeyError(msg)
     return run
-
-
-def strings(values: Any) -> list[str]:
-    """Names as they come back from a file: an array, a list, or one string."""
-    return [str(value) for value in np.atleast_1d(np.asarray(values, dtype=object))]
 
 
 def pairs(adata: AnnData, key: str) -> sparse.coo_array:

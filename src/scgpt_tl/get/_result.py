@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from scgpt_tl._slots import MAKERS, OWNER, SLOTS
 
 if TYPE_CHECKING:
@@ -20,6 +22,11 @@ def result(adata: AnnData, key: str, *, default: str = SLOTS.run) -> Mapping[str
         msg = f"adata.uns has no result {key!r}; {maker} makes one. Results there: {ours}"
         raise KeyError(msg)
     return found
+
+
+def strings(values: Any) -> list[str]:
+    """Names as they come back from a file: an array, a list, or one string."""
+    return [str(value) for value in np.atleast_1d(np.asarray(values, dtype=object))]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "", *, joint: str = ".") -> Iterator[tuple[str, Any]]:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scgpt_tl._slots import UNKNOWN
+
 
 def points(embedding: Any) -> np.ndarray:
     """An embedding as an array `(n, D)`, refused where it has no such shape or values that are not finite."""
@@ -21,11 +23,17 @@ def points(embedding: Any) -> np.ndarray:
     return found
 
 
+#: What missing values become as text, in small letters.
+_MISSING = ("", "nan", "<na>", "nat")
+#: And what says of a cell that its type is not known. A batch or a condition may be called so.
+_NO_TYPE = (UNKNOWN, "none")
+
+
 def names(labels: Any) -> np.ndarray:
-    """Labels `(n,)` as an object array of str; None where one is missing (NaN, None, empty).
+    """Labels `(n,)` as an object array of str; None where one is missing (NaN, None, their text, empty).
 
     Whole numbers are written alike as int, float or str, so that a column that a missing value has turned into floats
-    still names the same classes.
+    still names the same classes; blanks around a name are no part of it.
     """
     values = np.asarray(labels, dtype=object)
     if values.ndim != 1:
@@ -38,8 +46,15 @@ def names(labels: Any) -> np.ndarray:
 
 def _spelled(name: Any) -> str | None:
     whole = isinstance(name, float | np.floating) and float(name).is_integer()
-    text = str(int(name) if whole else name)
-    return text if text.strip() else None
+    text = str(int(name) if whole else name).strip()
+    return None if text.lower() in _MISSING else text
+
+
+def types(labels: Any) -> np.ndarray:
+    """Names `(n,)` of cell types; None also where the type is said to be unknown."""
+    found = names(labels)
+    found[[name is not None and name.lower() in _NO_TYPE for name in found]] = None
+    return found
 
 
 def codes(labels: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -87,7 +87,7 @@ def compare(
             maker = f"; {MAKERS[key]} makes it" if key in MAKERS else ""
             msg = f"adata.obsm has no {key!r}{maker}; there are {list(adata.obsm.keys())}"
             raise KeyError(msg)
-    labels = _checks.names(adata.obs[labels_key])
+    labels = _checks.types(adata.obs[labels_key])
     batches = None if batch_key is None else _checks.names(adata.obs[batch_key])
     kept = pd.notna(labels) if batches is None else pd.notna(labels) & pd.notna(batches)
     found = {name: np.asarray(adata.obsm[key]) for name, key in embeddings.items()}

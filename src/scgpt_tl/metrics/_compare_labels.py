@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from scgpt_tl._slots import MAKERS, SLOTS, UNKNOWN
+from scgpt_tl.metrics import _checks
 from scgpt_tl.metrics._compare import chosen, column, expression
 from scgpt_tl.metrics._labels import class_scores
 from scgpt_tl.metrics._verdict import verdict
@@ -16,6 +19,9 @@ from scgpt_tl.metrics.baselines import CLASSIFIERS
 if TYPE_CHECKING:
     from anndata import AnnData
 
+logger = logging.getLogger(__name__)
+_LEAST_GENES = 3
+_FEW = 0.5  # share of common genes below which it is said
 _COUNTS = ("n_cells", "n_unknown", "n_unlabelled")
 
 
@@ -49,7 +55,8 @@ def compare_labels(
         Column of `reference.obs` with their types; None: `labels_key`.
     baselines
         Of "logistic_regression", "knn_pca" and "majority", those to show. A mapping gives each one's options,
-        {"knn_pca": {"k": 30}}. They see the genes whose names both sides have once.
+        {"knn_pca": {"k": 30}}. They see the genes whose names both sides have once, by `pp.harmonize_genes` where it
+        was run, and learn from the cells that `tl.scgpt_annotate` learns from: those whose type is known.
     layer
         Layer of both with counts or log-normalised values for the baselines; None: `.X`.
     unknown
@@ -90,7 +97,8 @@ def compare_labels(
         )
         rows[name] = scores.to_dict()
     if reference is not None and wanted:
-        known, labels, query = _sides(adata, reference, reference_labels_key or labels_key, layer)
+        labels = _types(reference, reference_labels_key or labels_key, unknown)
+        known, query = _sides(adata, reference, layer)
         for name, options in wanted.items():
             title, call = CLASSIFIERS[name]
             called, shares, classes = call(known, labels, query, **options)
@@ -117,17 +125,33 @@ def _probabilities(adata: AnnData, key: str) -> tuple[Any, Any]:
     return shares, told["classes"]
 
 
-def _sides(adata: AnnData, reference: AnnData, labels_key: str, layer: str | None) -> tuple[Any, Any, Any]:
-    """Reference values, its labels and the query's values, over the genes whose names both have once."""
-    if labels_key not in reference.obs:
-        msg = f"reference.obs has no column {labels_key!r}; reference_labels_key may be one of "
-        msg += f"{list(reference.obs.columns)}"
+def _types(reference: AnnData, key: str, unknown: str | None) -> np.ndarray:
+    """Types of the reference's cells, None where one is missing."""
+    if key not in reference.obs:
+        msg = f"reference.obs has no column {key!r}; reference_labels_key may be one of {list(reference.obs.columns)}"
         raise KeyError(msg)
-    ours, theirs = adata.var_names, reference.var_names
+    return (_checks.names if unknown is None else _checks.types)(reference.obs[key])
+
+
+def _sides(adata: AnnData, reference: AnnData, layer: str | None) -> tuple[Any, Any]:
+    """Values of the reference and of the query, over the genes whose names both have once."""
+    ours, theirs = _gene_names(adata), _gene_names(reference)
     shared = theirs[~theirs.duplicated(keep=False) & theirs.isin(ours[~ours.duplicated(keep=False)])]
-    if len(shared) < 3:
-        msg = f"{len(shared)} genes of the reference ({list(theirs[:3])} ...) are in the query ({list(ours[:3])} ...): "
-        msg += "give both the same kind of gene names, e.g. by scgpt_tl.pp.harmonize_genes"
+    said = f"{len(shared):,} genes of the reference ({list(theirs[:3])} ...) are in the query ({list(ours[:3])} ...)"
+    cure = "scgpt_tl.pp.harmonize_genes, on both, gives them the same names"
+    if len(shared) < _LEAST_GENES:
+        msg = f"{said}: baselines learn from nothing else; {cure}"
         raise ValueError(msg)
+    if len(shared) < _FEW * min(len(ours), len(theirs)):
+        logger.warning("%s, and baselines learn from these alone; %s", said, cure)
     known, query = expression(reference, layer), expression(adata, layer)
-    return known[:, theirs.get_indexer_for(shared)], reference.obs[labels_key], query[:, ours.get_indexer_for(shared)]
+    return known[:, theirs.get_indexer_for(shared)], query[:, ours.get_indexer_for(shared)]
+
+
+def _gene_names(adata: AnnData) -> pd.Index:
+    """Names of the variables, those of `pp.harmonize_genes` where it has found one."""
+    given = adata.var_names.astype(str).to_numpy(object)
+    if SLOTS.gene not in adata.var:
+        return pd.Index(given)
+    found = adata.var[SLOTS.gene].astype(object).fillna("").to_numpy(object)
+    return pd.Index(np.where(found != "", found, given))

@@ -16,8 +16,10 @@ from scgpt_tl._files import clear_stale
 from scgpt_tl.genes.bundle import kind_of
 
 
-def check_place(folder: str | Path) -> Path:
+def check_place(folder: str | Path, *, mark: str | None = None, what: str = "model") -> Path:
     """The path of a folder where a model can come to lie, asked before long work; whose model lies there is not asked.
+
+    `mark` and `what` as for `written_beside`.
 
     Raises
     ------
@@ -30,7 +32,7 @@ def check_place(folder: str | Path) -> Path:
     """
     place = Path(folder).expanduser()
     if place.name in ("", ".."):
-        msg = f"{str(folder)!r} is no folder that could be made or replaced: add a name, as in {str(place / 'model')!r}"
+        msg = f"{str(folder)!r} is no folder that could be made or replaced: add a name, as in {str(place / what)!r}"
         raise ValueError(msg)
     target = place.absolute()
     above = next(each for each in target.parents if os.path.lexists(each))
@@ -40,7 +42,7 @@ def check_place(folder: str | Path) -> Path:
     if not os.access(above, os.W_OK | os.X_OK) and kind_of(target) is None:  # a model that is there may be read
         msg = f"{target} cannot be made, since you may not write in {above}; give another folder, or ask for the right"
         raise PermissionError(msg)
-    _refuse_others(target, None, "model")
+    _refuse_others(target, mark, what)
     return place
 
 

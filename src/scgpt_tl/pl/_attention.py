@@ -11,7 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from scgpt_tl._slots import SLOTS
 from scgpt_tl.get import grn_df
-from scgpt_tl.get._network import SETTINGS, named, network, perturbed, strings, symbols
+from scgpt_tl.get._network import SETTINGS, named, network, perturbed, symbols
+from scgpt_tl.get._result import strings
 from scgpt_tl.pl._style import CHANGES, SHARES
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from scgpt_tl._slots import MAKERS, SLOTS
+from scgpt_tl.get._labels import names_of
 from scgpt_tl.pl._embedding import embedding
 
 if TYPE_CHECKING:
@@ -63,11 +64,13 @@ def integration(
     KeyError
         Where an embedding or a column is missing; the message names what makes it.
     ValueError
-        Where there are fewer than 10 cells, values that are not finite, or Axes and titles of another number.
+        Where there are fewer than 10 cells, values that are not finite, numbers with fractions in place of names, or
+        Axes and titles of another number.
     """
-    columns = [batch_key] if labels_key is None else [batch_key, labels_key]
-    names = list(keys) if titles is None else list(titles)
-    _check(adata, columns, list(keys), names)
+    columns = list(dict.fromkeys(key for key in (batch_key, labels_key) if key is not None))
+    keys = [keys] if isinstance(keys, str) else list(keys)
+    names = keys if titles is None else [titles] if isinstance(titles, str) else list(titles)
+    _check(adata, columns, keys, names)
     panels = _panels(ax, len(keys), len(columns))
     shown = _shown(adata, columns, keys, max_cells, rng)
     for row, (key, name) in enumerate(zip(keys, names, strict=True)):
@@ -113,13 +116,15 @@ def _panels(ax: Any, n_rows: int, n_columns: int) -> np.ndarray:
 
 
 def _shown(adata: AnnData, columns: list[str], keys: Sequence[str], max_cells: int, rng: int) -> AnnData:
-    """An object of our own with the cells to be drawn: their columns, and two dimensions of each embedding."""
+    """An object of our own with the cells to be drawn: their columns as names, and two dimensions of each embedding."""
     import anndata as ad
+    import pandas as pd
 
     rows = np.arange(adata.n_obs)
     if len(rows) > max_cells:
         rows = np.sort(np.random.default_rng(rng).choice(len(rows), max_cells, replace=False))
-    shown = ad.AnnData(obs=adata.obs[columns].iloc[rows].copy())
+    obs = pd.DataFrame({column: names_of(adata, column) for column in columns}).iloc[rows]
+    shown = ad.AnnData(obs=obs.set_axis(pd.RangeIndex(len(rows)).astype(str)))
     for key in keys:
         points = np.asarray(adata.obsm[key])[rows]
         shown.obsm[key] = points if points.shape[1] == 2 else _umap(points, rng)

@@ -92,6 +92,8 @@ def _scores(data: pd.DataFrame, columns: Sequence[str] | None) -> pd.DataFrame:
             f"scores by method come in a DataFrame, as scgpt_tl.metrics.compare gives it, not in {type(data).__name__}"
         )
         raise TypeError(msg)
+    if isinstance(columns, str):
+        columns = [columns]
     if columns is None:
         kept = [
             name for name in data if pd.api.types.is_float_dtype(data[name]) and str(name).casefold() not in _NO_SCORES

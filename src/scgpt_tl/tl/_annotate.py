@@ -58,7 +58,7 @@ class _Keys:
     @classmethod
     def of(cls, key_added: str | None) -> _Keys:
         """The default keys, or those made of one name."""
-        if key_added is None:
+        if key_added in (None, SLOTS.label):
             return cls(SLOTS.label, SLOTS.probability, SLOTS.probabilities)
         return cls(key_added, f"{key_added}_probability", f"{key_added}_probabilities")
 

@@ -12,8 +12,10 @@ from scipy import sparse
 
 from scgpt_tl._nearest import nearest
 from scgpt_tl.engine.predict import ROWS
+from scgpt_tl.metrics._checks import names, types
 from scgpt_tl.pp._blocks import open_layer
 from scgpt_tl.pp._features import variable_genes
+from scgpt_tl.tl._columns import refuse_measurements
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -57,15 +59,15 @@ def read_batches(adata: AnnData, batch_key: str) -> Batches:
     ValueError
         Cells without a batch, measurements, or about as many batches as cells.
     """
-    column, missing = _column(adata, batch_key, "batch_key", "batches")
-    if n := int(missing.sum()):
+    column = names(_column(adata, batch_key, "batch_key", "batches"))
+    if n := int(pd.isna(column).sum()):
         msg = f"{n:,} cells have no batch in {batch_key!r}: drop them, or name their batch ('unknown')"
         raise ValueError(msg)
-    names, codes = np.unique(column.astype(str).to_numpy(dtype=str), return_inverse=True)
-    if len(names) > max(2, adata.n_obs // 2):
-        msg = f"batch_key={batch_key!r} has {len(names):,} batches for {adata.n_obs:,} cells: is it the right column?"
+    found, codes = np.unique(column.astype(str), return_inverse=True)
+    if len(found) > max(2, adata.n_obs // 2):
+        msg = f"batch_key={batch_key!r} has {len(found):,} batches for {adata.n_obs:,} cells: is it the right column?"
         raise ValueError(msg)
-    return Batches(tuple(names.tolist()), codes.astype(np.int64))
+    return Batches(tuple(found.tolist()), codes.astype(np.int64))
 
 
 def read_labels(adata: AnnData, labels_key: str | None) -> np.ndarray | None:
@@ -80,35 +82,26 @@ def read_labels(adata: AnnData, labels_key: str | None) -> np.ndarray | None:
     """
     if labels_key is None:
         return None
-    column, missing = _column(adata, labels_key, "labels_key", "cell types")
-    labels = np.array(column.astype(str), dtype=object)
-    labels[missing] = None
+    labels = types(_column(adata, labels_key, "labels_key", "cell types"))
+    missing = pd.isna(labels)
     found, known = len(set(labels[~missing])), int((~missing).sum())
     if not 2 <= found < known:
         what = "fewer than two cell types" if found < 2 else f"{found:,} cell types on {known:,} cells"
         msg = f"labels_key={labels_key!r} has {what}: there is nothing to check, leave it out"
         raise ValueError(msg)
     if n := int(missing.sum()):
-        logger.warning("%s of %s cells have no label in %r; the check leaves them out", n, len(column), labels_key)
+        logger.warning("%s of %s cells have no label in %r; the check leaves them out", n, len(labels), labels_key)
     return labels
 
 
-def _column(adata: AnnData, key: str, argument: str, what: str) -> tuple[pd.Series, np.ndarray]:
-    """A column of `.obs` that holds names, and (n_obs,) whether a cell has none."""
+def _column(adata: AnnData, key: str, argument: str, what: str) -> pd.Series:
+    """A column of `.obs` that holds names."""
     if key not in adata.obs:
         msg = f"{argument}={key!r} is not in .obs; {nearest(key, map(str, adata.obs))}"
         raise KeyError(msg)
     column = pd.Series(np.asarray(adata.obs[key], dtype=object))
-    kind = pd.api.types.infer_dtype(column, skipna=True)
-    if kind in ("floating", "mixed-integer-float", "decimal", "complex"):
-        msg = (
-            f"{argument}={key!r} holds numbers with fractions, no names of {what}; if they number {what}, make "
-            f"them text first: adata.obs[{key!r}].astype('Int64').astype(str)"
-        )
-        raise ValueError(msg)
-    if kind in ("integer", "boolean", "mixed-integer"):
-        logger.warning("%s=%r holds numbers: they are taken as names of %s", argument, key, what)
-    return column, (column.isna() | (column.astype(str).str.strip() == "")).to_numpy()
+    refuse_measurements(column, key, argument, what, "adata.obs")
+    return column
 
 
 def check_several(batches: Batches, batch_key: str) -> None:

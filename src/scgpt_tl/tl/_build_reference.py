@@ -30,7 +30,7 @@ from scgpt_tl.engine.reference import (
     write_shard,
 )
 from scgpt_tl.engine.twins import found_in
-from scgpt_tl.models._folder import locked, written_beside
+from scgpt_tl.models._folder import check_place, locked, written_beside
 from scgpt_tl.pp._genes import genes_of
 from scgpt_tl.tl._columns import Columns
 from scgpt_tl.tl._reference import shared_genes
@@ -101,9 +101,9 @@ def build_reference(
         No such column or layer.
     ValueError
         Cells that cannot be embedded, labels that are measurements or all one, another model or seed than that of the
-        cells to which these are added.
+        cells to which these are added; an `out` without a name.
     FileExistsError
-        `out` holds something, and neither `append` nor `overwrite` is given.
+        `out` is a file, holds what is no reference, or holds one, and neither `append` nor `overwrite` is given.
     FileNotFoundError
         No such model; nothing to add to.
     OSError
@@ -124,6 +124,7 @@ def build_reference(
         with locked(target):
             _append(data, target, labels_key, batch_key, model=model, layer=layer, how=how, seed=seed)
         return target
+    check_place(target, mark=HEAD, what="reference")
     space = Space.of("pbmc-mini" if model is None else model, seed=seed)
     with locked(target), written_beside(target, overwrite=overwrite, mark=HEAD, what="reference") as beside:
         columns = Columns.of(data, labels_key, batch_key)

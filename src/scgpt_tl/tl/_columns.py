@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from scgpt_tl.metrics._checks import names
-from scgpt_tl.tl._reference import types_of
+from scgpt_tl.metrics._checks import names, types
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -52,6 +51,38 @@ class Columns:
         return {name: values for name, values in held.items() if values is not None}
 
 
+def types_of(values: Any, labels_key: str) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) str names of types, without blanks around them, and (n,) bool where there is none.
+
+    No type: no value, its text ("nan", "<NA>", "None"), an empty text, "unknown"; in letters of any case. Numbers are
+    names too where all are whole, 1.0 as "1".
+
+    Raises
+    ------
+    ValueError
+        Numbers with fractions.
+    """
+    column = pd.Series(np.asarray(values, dtype=object))
+    refuse_measurements(column, labels_key, "labels_key", "types", "reference.obs")
+    found = types(column)
+    missing = pd.isna(found)
+    return np.where(missing, "", found).astype(str), missing
+
+
+def refuse_measurements(column: pd.Series, key: str, argument: str, what: str, place: str) -> None:
+    """Refuse numbers with fractions, and say that whole ones are names of `what`."""
+    kind = pd.api.types.infer_dtype(column, skipna=True)
+    floats = kind in ("floating", "mixed-integer-float")
+    if kind in ("decimal", "complex") or (floats and (pd.to_numeric(column).dropna() % 1 != 0).any()):
+        msg = (
+            f"{argument}={key!r} holds numbers with fractions, no names of {what}; if they number {what}, make them "
+            f"text first: {place}[{key!r}].astype('Int64').astype(str)"
+        )
+        raise ValueError(msg)
+    if floats or kind in ("integer", "boolean", "mixed-integer"):
+        logger.warning("%s=%r holds numbers: they are taken as names of %s", argument, key, what)
+
+
 def _column(data: AnnData, key: str, argument: str) -> pd.Series:
     """A column of `.obs`, whatever it holds."""
     if key not in data.obs:
@@ -80,9 +111,9 @@ def _labels(data: AnnData, key: str, least: int) -> tuple[np.ndarray, tuple[str,
 
 
 def _batches(data: AnnData, key: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    text = pd.Series(names(_column(data, key, "batch_key")), dtype=object).str.strip()  # 1 and 1.0 are one name
-    if n := int(text.isna().sum()):
+    text = names(_column(data, key, "batch_key"))
+    if n := int(pd.isna(text).sum()):
         msg = f"{n:,} cells have no {key!r}; drop them, or name their batch ('unknown')"
         raise ValueError(msg)
-    batches, codes = np.unique(text.to_numpy(str), return_inverse=True)
+    batches, codes = np.unique(text.astype(str), return_inverse=True)
     return codes.astype(np.int32), tuple(batches.tolist())

@@ -17,6 +17,7 @@ from scgpt_tl.engine.study import Source, check_weight
 from scgpt_tl.genes.canonical import canonical_names, ensembl_id, familiar_names, symbols_of_ids, written_names
 from scgpt_tl.genes.folders import DATA_VARIABLE
 from scgpt_tl.genes.table import LOCAL, hgnc_table
+from scgpt_tl.metrics._checks import types
 from scgpt_tl.pp._check import LEAST_SHARE
 from scgpt_tl.pp._genes import columns_of, genes_of
 from scgpt_tl.tl._stored import Stored, is_store, stored
@@ -208,7 +209,8 @@ def _look(name: str, item: Any, labels_key: str | None, batch_key: str | None, t
     if isinstance(item, Source):
         return item
     found = stored(item, name, thoroughly=thoroughly)
-    labels, batches = (None if key is None else found.column(key) for key in (labels_key, batch_key))
+    labels = None if labels_key is None else types(found.column(labels_key))
+    batches = None if batch_key is None else found.column(batch_key)
     if batches is not None and (missing := sum(batch is None for batch in batches)):
         msg = f"{found.said}: {missing:,} cells have no {batch_key!r}; drop them, or name their batch ('unknown')"
         raise ValueError(msg)

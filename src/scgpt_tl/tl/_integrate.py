@@ -26,7 +26,8 @@ from scgpt_tl.tl._embed import _check_input
 from scgpt_tl.tl._kin import kin_groups
 from scgpt_tl.tl._learned import check_save, compute_of, folder_for, history_columns, in_memory, returned, unheard
 from scgpt_tl.tl._lost import what_was_lost
-from scgpt_tl.tl._zero_shot import digest, made_before, zero_shot
+from scgpt_tl.tl._stored import digest
+from scgpt_tl.tl._zero_shot import made_before, zero_shot
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -251,14 +252,14 @@ def _learned(adata: AnnData, cells: _Cells, model: Model, asked: _Asked) -> _Mad
     flavor = "seurat_v3" if asked.preset == "paper" else "seurat"
     n_genes = _N_GENES if asked.n_genes is None else asked.n_genes
     chosen = genes_for(adata, batches, match, layer=asked.layer, n_genes=n_genes, flavor=flavor)
-    genes = np.where(chosen, match.names, "").tolist()
+    genes = np.where(np.isin(match.ids, match.ids[chosen]), match.names, "").tolist()  # all columns of a gene
     source = Source(
         "cells",
         genes,
         partial(open_layer, adata, asked.layer),
         adata.n_obs,
         batches=batches.column,
-        manifest={"sha256": digest(adata, asked.layer), "file": None},
+        manifest={"sha256": digest(open_layer(adata, asked.layer)), "file": None},
     )
     told = {"batch_key": asked.batch_key, "cells": adata.n_obs, "counts": batches.counts.tolist()}
     lesson = Lesson(source, tuple(sorted(set(genes) - {""})), told)

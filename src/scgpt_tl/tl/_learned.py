@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scgpt_tl.engine.config import TrainConfig
-from scgpt_tl.engine.predict import Compute
+from scgpt_tl.engine.predict import AS_IN_TRAINING, Compute
 from scgpt_tl.genes.bundle import FILES
 from scgpt_tl.models._folder import check_place
 
@@ -22,14 +22,10 @@ if TYPE_CHECKING:
 
     from scgpt_tl.models.model import Model
 
-#: Options of `train=` that say how cells are embedded too, by a model that learns or has learned.
-_HEARD = ("device", "max_memory", "max_tokens", "progress")
-
 
 def compute_of(train: TrainConfig | Mapping[str, Any] | None) -> Compute:
     """Where cells are embedded: as training is said to compute."""
-    said = TrainConfig().changed(train)
-    return Compute(**{name: getattr(said, name) for name in _HEARD})
+    return Compute.like(TrainConfig().changed(train))
 
 
 def unheard(train: TrainConfig | Mapping[str, Any] | None) -> list[str]:
@@ -37,7 +33,7 @@ def unheard(train: TrainConfig | Mapping[str, Any] | None) -> list[str]:
     said = TrainConfig().changed(train)
     changed = (f.name for f in fields(said) if getattr(said, f.name) != f.default)
     given = train if isinstance(train, Mapping) else changed
-    return [f"train.{name}" for name in given if name not in _HEARD]
+    return [f"train.{name}" for name in given if name not in AS_IN_TRAINING]
 
 
 def returned(data: AnnData, model: Model, *, copy: bool, return_model: bool) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -11,7 +13,17 @@ import numpy as np
 import pandas as pd
 
 from scgpt_tl._random import as_seed
-from scgpt_tl._slots import OWNER, SLOTS, UNKNOWN, check_anndata, copied, is_ours, refuse_backed_view, refuse_foreign
+from scgpt_tl._slots import (
+    OWNER,
+    SLOTS,
+    UNKNOWN,
+    check_anndata,
+    copied,
+    is_ours,
+    refuse_backed_view,
+    refuse_embed_s,
+    refuse_foreign,
+)
 from scgpt_tl.engine.mapping import KEPT, QUANTILE, Voting, distance
 from scgpt_tl.engine.neighbors import label_votes
 from scgpt_tl.engine.predict import Compute
@@ -21,7 +33,7 @@ from scgpt_tl.engine.twins import as_groups, found_in, seen
 from scgpt_tl.pp._genes import genes_of
 from scgpt_tl.tl._build_reference import reference_of
 from scgpt_tl.tl._columns import Columns
-from scgpt_tl.tl._reference import shared_genes
+from scgpt_tl.tl._reference import shared_genes, whose
 from scgpt_tl.tl._space import Space, as_embedded
 
 if TYPE_CHECKING:
@@ -169,19 +181,21 @@ def scgpt_map(  # noqa: PLR0913 (each is a choice of its own; how to compute is 
     """
     how, keys = Compute.of(compute, beside=_ARGUMENTS), _Keys.of(key_added)
     check_index(index)
+    refuse_embed_s(key_added)
     _check_places(query, keys, overwrite=overwrite, copy=copy)
     columns = {"labels_key": labels_key, "batch_key": batch_key}
-    held, space = _opened(query, reference, columns, model, layer=layer, how=how, seed=as_seed(rng))
+    opened = _opened(query, reference, columns, model, layer=layer, seed=as_seed(rng))
+    space, search_by = opened.space, chosen(index, opened.n_cells)
+    _check_k(k, opened.voters)
+    shared_genes(genes_of(query, space.model.vocab).ids, opened.genes, what="reference")
+    held = opened.make(how=how)
     how = as_embedded(how, held)
-    _check_k(k, held)
-    vocab = space.model.vocab
-    shared_genes(genes_of(query, vocab).ids, vocab.ids(list(held.about.genes)), what="reference")
     cells = np.empty((query.n_obs, space.model.config.d_model), np.float32)
     made = space.embed(query, cells, layer=layer, compute=how)
     groups = as_groups(made.keys), seen(held.keys, held.codes)
     found = search(cells, held.embedding, k, index=index, groups=groups)
     voting = Voting.fit(held.sample, min(k, held.sample.distances.shape[1]), max(1, len(held.about.classes)))
-    told = {"k": k, "index": chosen(index, held.n_cells), "layer": "X" if layer is None else layer}
+    told = {"k": k, "index": search_by, "layer": "X" if layer is None else layer}
     told |= {"reference": "" if held.folder is None else str(held.folder), "n_reference": held.n_cells}
     slots = _slots(query, keys, held, voting, found, made.empty)
     slots["uns"][keys.label] |= {"n_same": _same(made.keys, held), "params": made.entry["params"] | told}
@@ -207,6 +221,9 @@ def _check_places(query: Any, keys: _Keys, *, overwrite: bool, copy: bool) -> No
     check_anndata(query, "query")
     slots = {"obs": keys.obs, "obsm": (keys.neighbors,), "uns": (keys.label,)}
     refuse_foreign(query, slots, key=keys.label, maker=_MAKER, overwrite=overwrite, argument="key_added")
+    if keys.label == SLOTS.label:
+        msg = f"key_added={keys.label!r} is where tl.scgpt_annotate writes: give another name"
+        raise ValueError(msg)
     if keys.as_embed:
         slots = {"obsm": (keys.cells,), "varm": (SLOTS.gene_embedding,), "uns": (SLOTS.run,)}
         key, maker = SLOTS.run, _EMBED
@@ -216,17 +233,24 @@ def _check_places(query: Any, keys: _Keys, *, overwrite: bool, copy: bool) -> No
     refuse_backed_view(query, "query", copy=copy)
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A reference as far as it is known before it is embedded."""
+
+    space: Space
+    n_cells: int
+    voters: int
+    """Cells that can vote."""
+    genes: np.ndarray
+    """Vocabulary ids, -1: none."""
+    make: Callable[..., Reference]
+    """Takes `how=`."""
+
+
 def _opened(
-    query: AnnData,
-    reference: Any,
-    columns: dict[str, str | None],
-    model: Any,
-    *,
-    layer: str | None,
-    how: Compute,
-    seed: int,
-) -> tuple[Reference, Space]:
-    """The reference and its space; the query is looked at before a reference is embedded."""
+    query: AnnData, reference: Any, columns: dict[str, str | None], model: Any, *, layer: str | None, seed: int
+) -> _Opened:
+    """Both sides, looked at before anything is embedded."""
     if isinstance(reference, (str, Path)):
         if Path(reference).is_file():
             msg = f"reference={str(reference)!r} is a file; read it: anndata.read_h5ad(path, backed='r')"
@@ -238,17 +262,20 @@ def _opened(
                 raise ValueError(msg)
         space = Space.of_reference(held, model)
         space.check(query, layer)
-        return held, space
+        voters = held.n_cells if held.codes is None else int((held.codes >= 0).sum())
+        return _Opened(space, held.n_cells, voters, space.model.vocab.ids(list(held.about.genes)), lambda **_: held)
     check_anndata(reference, "reference")
     space = Space.of("pbmc-mini" if model is None else model, seed=seed)
-    space.check(query, layer)
-    return reference_of(
-        reference, Columns.of(reference, columns["labels_key"], columns["batch_key"]), space, layer=layer, how=how
-    ), space
+    for side, adata in (("query", query), ("reference", reference)):
+        with whose(side):
+            space.check(adata, layer)
+    known = Columns.of(reference, columns["labels_key"], columns["batch_key"])
+    make = partial(reference_of, reference, known, space, layer=layer)
+    genes = genes_of(reference, space.model.vocab).ids
+    return _Opened(space, reference.n_obs, int((known.voters >= 0).sum()), genes, make)
 
 
-def _check_k(k: Any, held: Reference) -> None:
-    voters = held.n_cells if held.codes is None else int((held.codes >= 0).sum())
+def _check_k(k: Any, voters: int) -> None:
     most = min(KEPT, voters)
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= most:
         msg = f"k={k!r}: the reference has {voters:,} cells that can vote, and {KEPT} are the most; give 1 to {most}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -11,15 +13,16 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from scgpt_tl._slots import SLOTS, UNKNOWN
+from scgpt_tl._slots import SLOTS
 from scgpt_tl.engine.annotate import HELD_OUT, Lesson, held_out_cells
 from scgpt_tl.engine.predict import ROWS
-from scgpt_tl.metrics._checks import names as names_of
 from scgpt_tl.pp._blocks import _parent, open_layer
 from scgpt_tl.pp._check import LEAST_SHARE
 from scgpt_tl.pp._genes import genes_of
+from scgpt_tl.tl._columns import types_of
 from scgpt_tl.tl._corpus import open_corpus
 from scgpt_tl.tl._embed import _check_input
+from scgpt_tl.tl._stored import digest
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,7 +35,6 @@ logger = logging.getLogger(__name__)
 _FEW = 0.5  # share of common genes below which it is said
 _LEAST_SHARED = 20  # genes in common, to tell types by
 _LEAST_GENES = 10  # that a cell must express to be told from another by its counts
-_NO_TYPE = ("", UNKNOWN, "nan", "<na>", "none", "nat")  # in small letters; what missing values become as text
 
 
 @dataclass(frozen=True)
@@ -87,36 +89,6 @@ def read_labels(reference: AnnData, labels_key: str | None) -> Labels:
     return labels
 
 
-def types_of(values: Any, labels_key: str) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) str names of types, without blanks around them, and (n,) bool where there is none.
-
-    No type: no value, its text ("nan", "<NA>", "None"), an empty text, "unknown"; in letters of any case. Numbers are
-    names too where all are whole, 1.0 as "1".
-
-    Raises
-    ------
-    ValueError
-        Numbers with fractions.
-    """
-    column = pd.Series(np.asarray(values, dtype=object))
-    _refuse_numbers(column, labels_key)
-    text = np.array([(name or "").strip() for name in names_of(column)], dtype=str)
-    return text, np.isin(np.char.lower(text), _NO_TYPE)
-
-
-def _refuse_numbers(column: pd.Series, labels_key: str) -> None:
-    kind = pd.api.types.infer_dtype(column, skipna=True)
-    floats = kind in ("floating", "mixed-integer-float")
-    if kind in ("decimal", "complex") or (floats and (pd.to_numeric(column).dropna() % 1 != 0).any()):
-        msg = (
-            f"labels_key={labels_key!r} holds numbers with fractions, no names of types; if they number clusters, make "
-            f"them text first: reference.obs[{labels_key!r}].astype('Int64').astype(str)"
-        )
-        raise ValueError(msg)
-    if floats or kind in ("integer", "boolean", "mixed-integer"):
-        logger.warning("labels_key=%r holds numbers: they are taken as names of types", labels_key)
-
-
 def _tell_of_labels(labels: Labels, labels_key: str) -> None:
     if missing := int((labels.codes < 0).sum()):
         logger.warning(
@@ -160,8 +132,15 @@ def shared_genes(query: np.ndarray, learned: np.ndarray, *, what: str) -> np.nda
 
 def check_side(side: str, adata: AnnData, model: Model, layer: str | None) -> None:
     """Refuse what cannot work, and say of which of two data sets it is."""
-    try:
+    with whose(side):
         _check_input(adata, model, layer, None)
+
+
+@contextmanager
+def whose(side: str) -> Iterator[None]:
+    """Say of which of two data sets an error is."""
+    try:
+        yield
     except ValueError as error:
         msg = f"{side}: {error}"
         raise ValueError(msg) from error
@@ -196,7 +175,12 @@ def lesson_of(
     names = np.where(np.isin(ids, both), model.vocab.names[ids], "").tolist()
     sources = _sources(reference, layer, parts, model)
     made = {
-        name: replace(source, genes=names, labels=np.array(labels.names, dtype=object)[labels.codes[parts[name]]])
+        name: replace(
+            source,
+            genes=names,
+            labels=np.array(labels.names, dtype=object)[labels.codes[parts[name]]],
+            manifest=source.manifest | {"file": None, "sha256": digest(source.matrix)},  # the same, backed or not
+        )
         for name, source in sources.items()
     }
     told: dict[str, Any] = {"labels_key": labels.key, "cells": labels.n_cells, "held_out": int(held_out.sum())}

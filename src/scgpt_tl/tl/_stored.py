@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import file_digest, sha256
-from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -18,15 +17,15 @@ import numpy as np
 import pandas as pd
 
 from scgpt_tl._slots import SLOTS
-from scgpt_tl.engine.study import wrong_values
+from scgpt_tl.engine.study import LazyMatrix, wrong_values
 from scgpt_tl.genes.match import KNOWN_COLUMNS
+from scgpt_tl.metrics._checks import names
 from scgpt_tl.pp._blocks import Matrix, NoNumbersError, _parent, open_layer, open_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from anndata import AnnData
-    from scipy.sparse import csr_matrix
 
 _BLOCK = 4096  # rows looked at
 _VAR = (*KNOWN_COLUMNS, SLOTS.gene, SLOTS.gene_how)
@@ -59,7 +58,7 @@ class Stored:
         return SimpleNamespace(var=self.var, var_names=self.var.index, uns=self.uns)
 
     def column(self, key: str) -> np.ndarray:
-        """(n_cells,) object: a column of `.obs` as text, None where a value is missing.
+        """(n_cells,) object: a column of `.obs` as names, None where one is missing.
 
         Raises
         ------
@@ -71,29 +70,28 @@ class Stored:
         if key not in there:
             msg = f"{self.said}: no column {key!r} in .obs (there: {', '.join(map(repr, there)) or 'none'})"
             raise KeyError(msg)
-        values = pd.Series(np.asarray(self.obs[key] if frame else ad.io.read_elem(self.obs[key]), dtype=object))
-        text = values.astype(str).to_numpy(object)
-        text[values.isna().to_numpy()] = None
-        return text
+        return names(np.asarray(self.obs[key] if frame else ad.io.read_elem(self.obs[key]), dtype=object))
 
     def sha256(self) -> str:
-        """Of a file; of a store's files in the order of their names; of the CSR arrays of what is in memory."""
-        whole = sha256()
+        """Of a file; of a store's files in the order of their names; of the values of what is in memory."""
         if self.path is None:
-            for part in (_lengths, attrgetter("indices"), attrgetter("data")):
-                for _, block in self.matrix.blocks(_BLOCK):
-                    whole.update(part(block).tobytes())
-        elif self.path.is_file():
+            return digest(self.matrix)
+        if self.path.is_file():
             return _sha256(self.path)
-        else:
-            for file in sorted(file for file in self.path.rglob("*") if file.is_file()):
-                whole.update(f"{file.relative_to(self.path).as_posix()} {_sha256(file)}\n".encode())
+        whole = sha256()
+        for file in sorted(file for file in self.path.rglob("*") if file.is_file()):
+            whole.update(f"{file.relative_to(self.path).as_posix()} {_sha256(file)}\n".encode())
         return whole.hexdigest()
 
 
-def _lengths(block: csr_matrix) -> np.ndarray:
-    """(n,) int64 values of each row, the same however rows are cut into blocks."""
-    return np.diff(block.indptr).astype(np.int64)
+def digest(matrix: Matrix | LazyMatrix) -> str:
+    """Of the values, however they are stored and cut into blocks."""
+    parts = lengths, columns, values = sha256(), sha256(), sha256()
+    for _, block in matrix.blocks(_BLOCK):
+        lengths.update(np.diff(block.indptr).astype(np.int64).tobytes())
+        columns.update(block.indices.astype(np.int32).tobytes())
+        values.update(block.data.astype(np.float64).tobytes())
+    return sha256(repr(matrix.shape).encode() + b"".join(part.digest() for part in parts)).hexdigest()
 
 
 def stored(item: AnnData | Path, name: str, *, thoroughly: bool = False) -> Stored:
@@ -183,9 +181,9 @@ def _of_file(path: Path) -> Stored:
         msg = f"{path} is no AnnData with counts in .X: {what}; write one with adata.write_h5ad()"
         raise _RefusedError(msg)
     var, uns = root["var"], root.get("uns", {})
-    names = np.asarray(ad.io.read_elem(var[var.attrs["_index"]]))
+    index = np.asarray(ad.io.read_elem(var[var.attrs["_index"]]))
     known = pd.DataFrame({column: ad.io.read_elem(var[column]) for column in _VAR if column in var}, index=None)
-    frame = pd.DataFrame(index=names) if known.empty else known.set_index(names)
+    frame = pd.DataFrame(index=index) if known.empty else known.set_index(index)
     left = {SLOTS.genes: ad.io.read_elem(uns[SLOTS.genes])} if SLOTS.genes in uns else {}
     return Stored(str(path), partial(_open, path.absolute()), root["obs"], frame, left, path)
 
