@@ -37,6 +37,15 @@ def test_the_data_folder_comes_first(folder):
     assert datasets.pbmc3k().shape == (3, 3)
 
 
+def test_the_data_folder_may_be_in_the_home_folder(folder, monkeypatch):
+    path = folder / "data" / "pbmc3k" / "pbmc3k.h5ad"
+    path.parent.mkdir(parents=True)
+    path.write_text("")
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv(datasets.DATA_FOLDER, "~/data")
+    assert datasets.locate("pbmc3k") == path
+
+
 def test_absent_file_names_source_path_and_variable(folder, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"GSE96583") as error:
         datasets.kang_ctrl12k()

@@ -131,3 +131,10 @@ def test_as_seed():
     for wrong in (True, 1.0, "0"):
         with pytest.raises(TypeError, match=f"not {type(wrong).__name__}"):
             as_seed(wrong)
+
+
+@pytest.mark.parametrize("rng", [2**63, np.uint64(2**63), 2**70])
+def test_a_seed_that_files_cannot_hold_is_refused(rng):
+    with pytest.raises(ValueError, match=rf"^rng={rng} is too large; give an integer from 0 to 2\*\*63 - 1"):
+        as_seed(rng)
+    assert as_seed(2**63 - 1) == 2**63 - 1

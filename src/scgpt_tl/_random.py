@@ -17,6 +17,7 @@ import numpy as np
 from scgpt_tl._compat import jit
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_SEEDS = 2**63
 
 
 class Purpose(IntEnum):
@@ -90,13 +91,23 @@ def as_seed(rng: int | np.random.Generator | None) -> int:
     """Turn scanpy's kinds of `rng` into one non-negative 63-bit integer.
 
     A generator gives its next integer (so two calls differ, as its user expects); None draws from the system.
+
+    Raises
+    ------
+    ValueError
+        An integer below 0 or of 2**63 or more, which files and torch do not hold.
+    TypeError
+        Something else.
     """
     if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool):
         if rng < 0:
             msg = f"rng={rng} is negative; give a non-negative integer or a numpy Generator"
             raise ValueError(msg)
+        if rng >= _SEEDS:
+            msg = f"rng={rng} is too large; give an integer from 0 to 2**63 - 1 ({_SEEDS - 1}), or a numpy Generator"
+            raise ValueError(msg)
         return int(rng)
     if rng is None or isinstance(rng, np.random.Generator):
-        return int(np.random.default_rng(rng).integers(2**63 - 1))
+        return int(np.random.default_rng(rng).integers(_SEEDS - 1))
     msg = f"rng must be an integer, a numpy Generator or None, not {type(rng).__name__}"
     raise TypeError(msg)

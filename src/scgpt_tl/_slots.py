@@ -93,7 +93,7 @@ def is_ours(adata: Any, *, key: str, maker: str) -> bool:
 
 
 def refuse_foreign(
-    adata: Any, places: Mapping[str, Iterable[str]], *, key: str, maker: str, overwrite: bool, argument: str | None,
+    adata: Any, places: Mapping[str, Iterable[object]], *, key: str, maker: str, overwrite: bool, argument: str | None,
     earlier: Mapping[str, Iterable[str]] | None = None,
 ) -> None:  # fmt: skip
     """Let a function write over its own results only.
@@ -122,10 +122,10 @@ def refuse_foreign(
     """
     for slot, names in places.items():
         for name in names:
-            if not name or "/" in name:
+            if not isinstance(name, str) or name in ("", ".", "..") or "/" in name:
                 msg = (
-                    f".{slot}[{name!r}] cannot be kept: a name in h5ad must not be empty or hold '/', which separates "
-                    f"folders there; give another {argument or 'name'}"
+                    f".{slot}[{name!r}] cannot be kept: a name in h5ad is text, not empty, '.' or '..', without '/', "
+                    f"which separates folders there; give another {argument or 'name'}"
                 )
                 raise ValueError(msg)
     if overwrite:

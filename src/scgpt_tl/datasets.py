@@ -7,11 +7,12 @@ cells of the CELLxGENE Census to train on, which stay where they are.
 
 from __future__ import annotations
 
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from scgpt_tl.genes.folders import DATA_VARIABLE, data_folder
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 #: Environment variable that names a folder with the files below.
-DATA_FOLDER = "SCGPT_TL_DATA"
+DATA_FOLDER = DATA_VARIABLE
 
 
 @dataclass(frozen=True)
@@ -146,9 +147,9 @@ def locate(name: str) -> Path:
         msg = f"no data set {name!r}; there are {sorted(REGISTRY)} and pbmc68k_reduced"
         raise KeyError(msg)
     entry = REGISTRY[name]
-    folder = os.environ.get(DATA_FOLDER)
-    if folder and (Path(folder) / entry.path).is_file():
-        return Path(folder) / entry.path
+    folder = data_folder()
+    if folder is not None and (folder / entry.path).is_file():
+        return folder / entry.path
     if entry.url is None or entry.sha256 is None:
         where = f"{folder} ({DATA_FOLDER})" if folder else f"a folder that the environment variable {DATA_FOLDER} names"
         msg = f"data set {name!r} has no download yet: put {entry.path} into {where}. It comes from {entry.source}"

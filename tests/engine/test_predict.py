@@ -209,6 +209,20 @@ def test_options_that_cannot_be():
         Compute(device="tpu9").torch_device()
 
 
+@pytest.mark.parametrize("device", ["meta", "xpu", "hpu"])
+def test_devices_that_torch_knows_and_this_machine_has_not(device: str):
+    with pytest.raises(ValueError, match=f"device='{device}': no usable device here; device='auto' or 'cpu' computes"):
+        Compute(device=device).torch_device()
+
+
+def test_one_cuda_device_is_no_second(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert Compute(device="cuda:0").torch_device() == torch.device("cuda:0")
+    with pytest.raises(ValueError, match="device='cuda:1': no usable CUDA device here"):
+        Compute(device="cuda:1").torch_device()
+
+
 def test_no_cuda_here(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert Compute().torch_device() == torch.device("cpu")

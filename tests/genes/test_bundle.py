@@ -164,3 +164,20 @@ def test_torch_stays_out() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("as_path", [str, Path])
+def test_what_is_no_model_hides_no_model(
+    tmp_path: Path, roots: dict[str, Path], monkeypatch: pytest.MonkeyPatch, as_path: type
+) -> None:
+    write_native(roots["packaged"] / "pbmc-mini")
+    write_native(roots["packaged"] / "other")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pbmc-mini").mkdir()
+    (tmp_path / "other").write_text("")
+    assert resolve(as_path("pbmc-mini")) == roots["packaged"] / "pbmc-mini"
+    assert resolve(as_path("other")) == roots["packaged"] / "other"
+    assert resolve("./pbmc-mini") == Path("pbmc-mini")  # a path, not a name
+    (tmp_path / "pbmc-mini").rmdir()
+    write_official(tmp_path / "pbmc-mini")
+    assert resolve(as_path("pbmc-mini")) == Path("pbmc-mini")

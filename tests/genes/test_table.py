@@ -135,3 +135,9 @@ def test_files_that_are_no_table(tmp_path: Path) -> None:
         hgnc_table(path=write(tmp_path / "a.txt", "symbol\tname\nA\tB\n"))
     with pytest.raises(ValueError, match=r"row of 2 fields where the header has 6: 'HGNC:9"):
         hgnc_table(path=write(tmp_path / "b.txt", CONTENT + "HGNC:9\tTAIL\n"))
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "hgnc.txt", CONTENT)
+    assert hgnc_table(path="~/hgnc.txt").names

@@ -143,3 +143,10 @@ def test_what_is_no_vocabulary_file(tmp_path: Path, content: bytes) -> None:
         GeneVocab.from_file(path)
     with pytest.raises(FileNotFoundError):
         GeneVocab.from_file(tmp_path / "absent.json")
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    GeneVocab(["A"]).save("~/vocab.json")
+    assert (tmp_path / "vocab.json").is_file()
+    assert GeneVocab.from_file("~/vocab.json").genes == ("A",)

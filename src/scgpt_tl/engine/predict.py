@@ -74,16 +74,23 @@ class Compute:
         return cls(**{name: getattr(train, name) for name in AS_IN_TRAINING})
 
     def torch_device(self) -> torch.device:
-        """The device, checked to be there."""
+        """The device, checked to be there.
+
+        Raises
+        ------
+        ValueError
+            It is none, or not on this machine.
+        """
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
             device = torch.device(self.device)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             msg = f"device={self.device!r} is not a device; give 'auto', 'cpu', 'cuda' or 'cuda:0'"
             raise ValueError(msg) from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            msg = f"device={self.device!r}: no usable CUDA device here; device='auto' or 'cpu' computes on this machine"
+        if not _is_here(device):
+            kind = "CUDA device" if device.type == "cuda" else "device"
+            msg = f"device={self.device!r}: no usable {kind} here; device='auto' or 'cpu' computes on this machine"
             raise ValueError(msg)
         return device
 
@@ -104,6 +111,17 @@ class Compute:
     def bar(self, total: int) -> tqdm[Any]:
         """Progress over `total` cells."""
         return tqdm(total=total, unit="cell", disable=not self.progress, smoothing=0.1)
+
+
+def _is_here(device: torch.device) -> bool:
+    """Whether a device that torch knows by name computes on this machine."""
+    if device.type == "cuda":  # asked without starting CUDA: processes that are forked later could not use it
+        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError):  # each backend has its own way of being absent
+        return False
+    return device.type != "meta"  # which holds no numbers
 
 
 class Sink(Protocol):

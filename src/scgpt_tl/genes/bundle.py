@@ -82,6 +82,7 @@ def resolve(model: str | Path) -> Path:
     ----------
     model
         An existing folder, or a name looked up in `$SCGPT_TL_DATA/models`, in this package, then in the user's cache.
+        What has a model's name beside the caller hides that model only where it is a model folder itself.
 
     Raises
     ------
@@ -91,14 +92,16 @@ def resolve(model: str | Path) -> Path:
         The path of a file.
     """
     path = Path(model).expanduser()
+    if kind_of(path) is not None:
+        return path
+    known = bundles()
+    if str(model) in known:
+        return known[str(model)]
     if path.is_dir():
         return path
     if path.exists():
         msg = f"model={str(model)!r} is a file; give the folder that holds it, with its vocabulary beside it"
         raise NotADirectoryError(msg)
-    known = bundles()
-    if str(model) in known:
-        return known[str(model)]
     where = " or ".join(str(root / str(path.name)) for root in roots() if root != bundled_folder())
     msg = (
         f"model={str(model)!r} is neither a folder nor a known name. At hand: {', '.join(sorted(known)) or 'none'}. "

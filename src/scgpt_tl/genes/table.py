@@ -79,7 +79,7 @@ def hgnc_table(
     """
     local = data_folder()
     if path is not None:
-        file = Path(path)
+        file = Path(path).expanduser()
     elif local is not None and (local / LOCAL).is_file():
         file = local / LOCAL
     elif not download and not _cached(url).is_file():

@@ -70,7 +70,7 @@ class GeneVocab:
         ValueError
             The file is no JSON, or its content is no vocabulary; the message names the file.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         try:
             tokens = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_pairs)
             if not isinstance(tokens, (dict, list)):
@@ -83,7 +83,7 @@ class GeneVocab:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write name -> id as JSON, readable by this package and by the published one; beside first, then renamed."""
-        path = Path(path)
+        path = Path(path).expanduser()
         beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             beside.write_text(json.dumps(self._ids, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
