@@ -284,3 +284,19 @@ def test_real_cells(data: Callable[[str], Path], tiny: Path) -> None:
     mouse = ad.read_h5ad(data("mouse_brain10k_1kgenes/mouse_brain10k_1kgenes.h5ad"), backed="r")
     report = check_input(mouse, tiny)
     assert (report.ok, report.species) == (False, "mouse")
+
+
+def test_mouse_genes_of_a_mouse_model() -> None:
+    genes = [f"Gene{i}" for i in range(10)]
+    mouse = SimpleNamespace(name="mouse", vocab=GeneVocab(genes), config=MODEL.config)
+    report = check_input(make(genes=genes), mouse)
+    assert (report.species, report.share, report.warnings) == ("mouse", 1.0, check_input(make(), MODEL).warnings)
+    (error,) = check_input(make(genes=[f"Other{i}" for i in range(10)]), mouse).errors
+    assert "human" not in error
+
+
+@pytest.mark.parametrize("max_length", [60.0, "60", True, np.float64(60.5)])
+def test_a_length_is_a_whole_number(max_length: object) -> None:
+    with pytest.raises(TypeError, match=r"^max_length=.*; give a whole number, 2 or more, or None"):
+        check_input(make(), MODEL, max_length=max_length)
+    assert type(check_input(make(), MODEL, max_length=np.int64(6)).max_length) is int

@@ -126,6 +126,10 @@ def test_mouse_names_are_said_to_be_so(adata: ad.AnnData, caplog: pytest.LogCapt
         harmonize_genes(adata, VOCAB, table=TABLE)
     assert "look like mouse genes" in caplog.text
     assert adata.uns["scgpt_genes"]["species"] == "mouse"
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        harmonize_genes(adata, GeneVocab(adata.var_names.tolist()), table=TABLE)
+    assert "mouse" not in caplog.text
 
 
 def test_model_may_be_a_folder_or_is_refused(adata: ad.AnnData, tiny: Path) -> None:

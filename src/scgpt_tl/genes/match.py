@@ -174,6 +174,11 @@ def guess_species(names: Iterable[str]) -> Species:
     return "human" if kinds[True] * 2 > kinds.total() else "unknown"
 
 
+def is_foreign(match: GeneMatch, vocab: GeneVocab) -> bool:
+    """Whether the names look like those of a mouse and the vocabulary's do not."""
+    return match.species == "mouse" and guess_species(vocab.genes) != "mouse"
+
+
 def _texts(columns: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
     """The columns to read as plain text, the index first."""
     size = len(columns[INDEX])

@@ -7,7 +7,7 @@ one number each.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import numpy as np
 
 from scgpt_tl._slots import check_anndata
 from scgpt_tl.genes.bundle import read_bundle, vocab_of
-from scgpt_tl.genes.match import INDEX
+from scgpt_tl.genes.match import INDEX, is_foreign
 from scgpt_tl.pp._blocks import Matrix, open_layer
 from scgpt_tl.pp._genes import genes_of
 from scgpt_tl.pp._report import InputReport as InputReport
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from scipy import sparse
 
     from scgpt_tl.genes.match import GeneMatch
+    from scgpt_tl.genes.vocab import GeneVocab
 
 #: Below this share of the genes that could match, names are of another kind or species than the model's.
 LEAST_SHARE = 0.2
@@ -67,26 +68,31 @@ def check_input(adata: AnnData, model: Any, *, layer: str | None = None, max_len
     ValueError
         `max_length` is smaller than 2 (`<cls>` and a gene); a damaged file.
     TypeError
-        `adata` is no AnnData, `model` no model.
+        `adata` is no AnnData, `model` no model, `max_length` no whole number.
     """
+    return look(adata, model, layer=layer, max_length=max_length)
+
+
+def look(
+    adata: AnnData, model: Any, *, layer: str | None, max_length: int | None,
+    watch: Callable[[sparse.csr_matrix], None] | None = None,
+) -> InputReport:  # fmt: skip
+    """As `check_input`; `watch` is shown each block of rows, so that nobody need read them again."""
     model = read_bundle(model) if isinstance(model, (str, Path)) else model
     sizes, vocab = _sizes(model), vocab_of(model)
-    limit = sizes.max_length if max_length is None else max_length
-    if limit < 2:
-        msg = f"max_length={limit} leaves no room for a gene beside <cls>; give at least 2 (the model's: "
-        raise ValueError(msg + f"{sizes.max_length})")
+    limit = sizes.max_length if max_length is None else _checked_length(max_length, sizes.max_length)
     check_anndata(adata, "adata")
     report = InputReport(sizes.name, adata.n_obs, adata.n_vars, layer, max_length=limit)
     if 0 in adata.shape:
         empty = f"the data set is empty ({adata.n_obs} cells x {adata.n_vars} genes); check how it was filtered"
         return replace(report, errors=(empty,))
     match = genes_of(adata, vocab)
-    report = _with_genes(report, adata, match, n_genes=len(vocab.genes))
+    report = _with_genes(report, adata, match, vocab)
     try:
         matrix = open_layer(adata, layer)
     except (KeyError, ValueError, TypeError) as error:
         return _add(report, errors=[str(error.args[0])])
-    scan = _scan(matrix, match)
+    scan = _scan(matrix, match, watch)
     return _with_estimate(_with_values(report, adata, scan), scan, sizes, n_names=len(vocab))
 
 
@@ -126,11 +132,24 @@ def _sizes(model: Any) -> _Sizes:
     return _Sizes(str(getattr(model, "name", "unnamed")), *sizes)
 
 
-def _scan(matrix: Matrix, match: GeneMatch) -> _Scan:
+def _checked_length(max_length: Any, own: int) -> int:
+    """What compiled kernels and files can take."""
+    if isinstance(max_length, bool) or not isinstance(max_length, (int, np.integer)):
+        msg = f"max_length={max_length!r}; give a whole number, 2 or more, or None (the model's: {own})"
+        raise TypeError(msg)
+    if max_length < 2:
+        msg = f"max_length={max_length} leaves no room for a gene beside <cls>; give at least 2 (the model's: {own})"
+        raise ValueError(msg)
+    return int(max_length)
+
+
+def _scan(matrix: Matrix, match: GeneMatch, watch: Callable[[sparse.csr_matrix], None] | None) -> _Scan:
     found = _Scan(np.zeros(matrix.shape[0], dtype=np.int32))
     distinct = len(match.duplicates) == 0
     for start, block in matrix.blocks(_ROWS):
         stop = start + block.shape[0]
+        if watch is not None:
+            watch(block)
         found.lengths[start:stop] = _lengths(block, match.ids, distinct=distinct)
         data = block.data
         if len(data) == 0:
@@ -169,13 +188,13 @@ def _first(block: sparse.csr_matrix, bad: np.ndarray) -> int:
     return int(np.searchsorted(block.indptr, np.flatnonzero(bad)[0], side="right")) - 1
 
 
-def _with_genes(report: InputReport, adata: AnnData, match: GeneMatch, *, n_genes: int) -> InputReport:
+def _with_genes(report: InputReport, adata: AnnData, match: GeneMatch, vocab: GeneVocab) -> InputReport:
     n_held = len(np.unique(match.ids[match.ids >= 0]))
     report = replace(
         report,
         n_matched=match.n_matched,
         share=match.share,
-        vocab_share=n_held / n_genes,
+        vocab_share=n_held / len(vocab.genes),
         gene_column=match.column,
         species=match.species,
         duplicate_genes=match.duplicates,
@@ -183,10 +202,11 @@ def _with_genes(report: InputReport, adata: AnnData, match: GeneMatch, *, n_gene
         n_duplicate_var_names=int(adata.var_names.duplicated().sum()),
         n_duplicate_obs_names=int(adata.obs_names.duplicated().sum()),
     )
-    return _add(report, errors=_gene_errors(report, match), warnings=_gene_warnings(report, match))
+    foreign = is_foreign(match, vocab)
+    return _add(report, errors=_gene_errors(report, match, foreign), warnings=_gene_warnings(report, match, foreign))
 
 
-def _gene_errors(report: InputReport, match: GeneMatch) -> Iterator[str]:
+def _gene_errors(report: InputReport, match: GeneMatch, foreign: bool) -> Iterator[str]:
     if max(report.share, report.vocab_share) >= LEAST_SHARE:
         return
     given = ", ".join(map(repr, [name for name in match.unmatched if name][:5])) or "no text"
@@ -194,12 +214,12 @@ def _gene_errors(report: InputReport, match: GeneMatch) -> Iterator[str]:
     yield (
         f"{report.n_matched:,} of {report.n_vars:,} genes ({report.share:.1%}) are in the vocabulary of "
         f"{report.model!r}, at least {LEAST_SHARE:.0%} are needed. First without a match, from {column}: {given}. "
-        f"Species by their spelling: {match.species}. {_gene_cure(match)}"
+        f"Species by their spelling: {match.species}. {_gene_cure(foreign)}"
     )
 
 
-def _gene_cure(match: GeneMatch) -> str:
-    if match.species == "mouse":
+def _gene_cure(foreign: bool) -> str:
+    if foreign:
         return (
             "A human model reads human genes: put the symbols of human orthologues into .var['gene_symbols'] first, "
             "then pp.harmonize_genes(adata, model)"
@@ -207,10 +227,10 @@ def _gene_cure(match: GeneMatch) -> str:
     return "pp.harmonize_genes(adata, model) finds Ensembl ids, previous symbols and aliases"
 
 
-def _gene_warnings(report: InputReport, match: GeneMatch) -> Iterator[str]:
+def _gene_warnings(report: InputReport, match: GeneMatch, foreign: bool) -> Iterator[str]:
     if LEAST_SHARE <= max(report.share, report.vocab_share) < 0.5:
-        yield f"only {report.share:.1%} of the genes are in the model's vocabulary. {_gene_cure(match)}"
-    if match.species == "mouse" and match.n_matched:
+        yield f"only {report.share:.1%} of the genes are in the model's vocabulary. {_gene_cure(foreign)}"
+    if foreign and match.n_matched:
         yield "the names look like mouse genes: a human model reads them as their human namesakes, if at all"
     for n, what, names in (
         (len(match.duplicates), "genes of the model stand in several variables; they are summed", match.duplicates),

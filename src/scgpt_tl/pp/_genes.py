@@ -11,7 +11,7 @@ import numpy as np
 
 from scgpt_tl._slots import OWNER, SLOTS, copied, refuse_foreign
 from scgpt_tl.genes.bundle import vocab_of
-from scgpt_tl.genes.match import HOW, INDEX, KNOWN_COLUMNS, GeneMatch, match_genes
+from scgpt_tl.genes.match import HOW, INDEX, KNOWN_COLUMNS, GeneMatch, is_foreign, match_genes
 from scgpt_tl.genes.table import GeneTable, hgnc_table
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def harmonize_genes(
     adata.var[SLOTS.gene_how] = pd.Categorical(match.how, categories=list(HOW))
     source = "" if names is None else Path(names.source).name
     adata.uns[SLOTS.genes] = {OWNER: _MAKER, "vocab_sha256": vocab.sha256, "table": source, **match.summary()}
-    _log.info("%s", describe(match))
+    _log.info("%s", describe(match, vocab))
     return adata if copy else None
 
 
@@ -114,7 +114,7 @@ def genes_of(adata: AnnData, vocab: GeneVocab, *, table: GeneTable | None = None
     )
 
 
-def describe(match: GeneMatch) -> str:
+def describe(match: GeneMatch, vocab: GeneVocab) -> str:
     """One sentence about a match, for logs and reports."""
     parts = [f"{match.n_matched:,} of {len(match.ids):,} genes matched ({match.share:.1%}) by {match.column!r}"]
     for how in ("ensembl", "previous", "alias"):
@@ -122,7 +122,7 @@ def describe(match: GeneMatch) -> str:
         parts += [f"{times:,} by {how if how != 'ensembl' else 'Ensembl id'}"] if times else []
     for what, names in (("in several columns", match.duplicates), ("ambiguous", match.ambiguous)):
         parts += [f"{len(names):,} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"] if names else []
-    if match.species == "mouse":
+    if is_foreign(match, vocab):
         parts.append("the names look like mouse genes: map them to human orthologues first, symbols do not carry over")
     return "; ".join(parts)
 
