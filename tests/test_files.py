@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import shutil
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 
-from scgpt_tl._files import check_target, clear_stale, replacing
+from scgpt_tl._files import check_target, clear_stale, named_folder, refuse_source, replacing
 
 
 def test_a_file_appears_whole(tmp_path):
@@ -77,3 +78,23 @@ def test_targets_are_checked_before_work(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(PermissionError, match="cannot be written"):
         check_target(path, overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "a/.."])
+def test_a_folder_without_a_name_of_its_own_is_refused(name):
+    with pytest.raises(ValueError, match=r"is no folder that could be made or replaced: add a name, as in '.*e\.zarr'"):
+        named_folder(name, example="e.zarr")
+    assert named_folder("~/a") == Path.home() / "a"
+
+
+@pytest.mark.parametrize(
+    ("target", "how"), [("a.zarr", "is"), ("link", "is"), ("", "holds"), ("a.zarr/b/c", "lies in"), ("b.zarr", "")]
+)
+def test_what_is_read_is_no_target(tmp_path, target, how):
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a.zarr")
+    if not how:
+        refuse_source(tmp_path / target, tmp_path / "a.zarr", "out")
+        return
+    with pytest.raises(ValueError, match=f"^out .* {how} what is read, .*a.zarr: give another place"):
+        refuse_source(tmp_path / target, tmp_path / "a.zarr", "out")

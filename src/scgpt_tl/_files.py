@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import file_digest
 from pathlib import Path
 
 
@@ -41,6 +42,43 @@ def check_target(path: Path, *, n_bytes: int = 0, overwrite: bool = False) -> No
     if free < n_bytes:
         msg = f"{path.name} needs about {n_bytes / 1e6:,.0f} MB and {folder} has {free / 1e6:,.0f} MB free"
         raise OSError(msg)
+
+
+def named_folder(folder: str | Path, *, example: str = "model") -> Path:
+    """The path of a folder that can be made or replaced; `~` is the home folder.
+
+    Raises
+    ------
+    ValueError
+        It has no name of its own: "", ".", "..", "/".
+    """
+    place = Path(folder).expanduser()
+    if place.name in ("", ".."):
+        msg = f"{str(folder)!r} is no folder that could be made or replaced: add a name, as in {str(place / example)!r}"
+        raise ValueError(msg)
+    return place
+
+
+def refuse_source(target: Path, source: Path, argument: str) -> None:
+    """Refuse a target that is, holds or lies in what is being read: it would be gone before it is read.
+
+    Raises
+    ------
+    ValueError
+        It is one; `argument` names the target in the message.
+    """
+    at, read = target.resolve(), source.resolve()
+    same = at == read or (at.exists() and read.exists() and at.samefile(read))  # a disk may not tell a from A
+    how = "is" if same else "holds" if at in read.parents else "lies in" if read in at.parents else ""
+    if how:
+        msg = f"{argument} {target} {how} what is read, {source}: give another place"
+        raise ValueError(msg)
+
+
+def sha256_of(file: Path) -> str:
+    """Of a file's bytes, in hex."""
+    with file.open("rb") as opened:
+        return file_digest(opened, "sha256").hexdigest()
 
 
 @contextmanager

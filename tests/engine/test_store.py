@@ -80,16 +80,38 @@ def test_what_is_not_ours_is_refused_and_left(tmp_path: Path):
     foreign[:] = 5
     group = zarr.open_group(tmp_path / "group.zarr", mode="w")
     group.create_array("x", shape=(3,), dtype="int32")
-    for name in ("mine", "file.txt", "foreign.zarr", "group.zarr"):
-        with pytest.raises(FileExistsError, match=f"{name}.*overwrite=True"):
-            opened(tmp_path / name)
+    beside = opened(tmp_path / "beside.zarr")
+    beside[0:10] = np.ones((10, 4), np.float32)
+    (tmp_path / "beside.zarr" / "notes.txt").write_text("keep")
+    for name in ("mine", "file.txt", "foreign.zarr", "group.zarr", "beside.zarr"):
+        for overwrite in (False, True):
+            with pytest.raises(FileExistsError, match=f"{name}.*is no embedding of ours: give another path"):
+                opened(tmp_path / name, overwrite=overwrite)
+    np.testing.assert_array_equal(beside.array[:], 1)
     assert (folder / "notes.txt").read_text() == (tmp_path / "file.txt").read_text() == "keep"
     np.testing.assert_array_equal(foreign[:], 5)
     assert list(group) == ["x"]
 
 
-def test_an_empty_folder_may_be_filled(tmp_path: Path):
-    assert opened(tmp_path).start == 0
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_empty_folder_may_be_filled(tmp_path: Path, overwrite: bool):
+    assert opened(tmp_path, overwrite=overwrite).start == 0
+
+
+@pytest.mark.parametrize("out", ["", ".", ".."])
+def test_a_folder_without_a_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ValueError, match=r"could be made or replaced: add a name, as in '.*embedding\.zarr'"):
+        EmbeddingStore.open(out, (10, 4), RUN, overwrite=True)
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    EmbeddingStore.open("~/e.zarr", (10, 4), RUN, overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["e.zarr"]
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path):

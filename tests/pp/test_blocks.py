@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import sparse
 
 from scgpt_tl.pp import _readers
-from scgpt_tl.pp._blocks import Matrix, open_layer, open_matrix
+from scgpt_tl.pp._blocks import Fingerprint, Matrix, open_layer, open_matrix
 
 # numpy would rather that nobody used its matrix class; old pickles and some tools still do
 pytestmark = [
@@ -389,3 +389,18 @@ def test_a_group_is_read_without_anndata(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert float(done.stdout) == dense.sum()
+
+
+def test_a_fingerprint_tells_values_and_rows_not_how_they_lie() -> None:
+    x = sparse.random(30, 20, 0.3, format="csr", random_state=0)
+
+    def told(matrix: object, rows: int) -> str:
+        found = Fingerprint()
+        for _, block in open_matrix(matrix).blocks(rows):
+            found.add(block)
+        return found.hexdigest(open_matrix(matrix).shape)
+
+    assert {told(matrix, rows) for matrix in (x, x.tocsc(), x.toarray()) for rows in (7, 30)} == {told(x, 1)}
+    changed = x.copy()
+    changed.data[3] += 1
+    assert len({told(other, 30) for other in (x, changed, x[::-1], x[:, ::-1], x[:29])}) == 5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -27,6 +27,7 @@ from scgpt_tl._slots import OWNER
 from scgpt_tl.engine import predict, store
 from scgpt_tl.engine.store import EmbeddingStore
 from scgpt_tl.models.model import Model, load_model
+from scgpt_tl.pp._blocks import Matrix
 from scgpt_tl.tl import _embed as module
 from scgpt_tl.tl._embed import scgpt_embed
 from scgpt_tl.tokens.tokenize import TokenBlock, Tokenizer, ahead
@@ -293,6 +294,24 @@ def test_a_later_run_leaves_nothing_of_an_earlier_one(counts: ad.AnnData, tmp_pa
     assert "X_scGPT" not in counts.obsm
 
 
+def test_what_an_earlier_run_did_not_write_stays(counts: ad.AnnData, tmp_path: Path):
+    embed(counts)
+    counts.varm["scGPT_context"] = np.ones((60, 2))
+    embed(counts)
+    np.testing.assert_array_equal(counts.varm["scGPT_context"], 1)
+    with pytest.raises(ValueError, match=r"\.varm\['scGPT_context'\] was not written by"):
+        embed(counts, groupby="batch")
+    embed(counts, out=tmp_path / "e.zarr")
+    assert "X_scGPT" not in counts.obsm
+    counts.obsm["X_scGPT"] = np.ones((40, 2))
+    embed(counts, out=tmp_path / "e.zarr")
+    np.testing.assert_array_equal(counts.obsm["X_scGPT"], 1)
+    with pytest.raises(ValueError, match=r"^\.obsm\['X_scGPT'\] was not written by"):
+        embed(counts)
+    embed(counts, overwrite=True)
+    assert counts.obsm["X_scGPT"].shape == (40, 64)
+
+
 def test_key_added_writes_everything_under_it(counts: ad.AnnData):
     embed(counts, key_added="mine", groupby="batch")
     assert list(counts.obsm) == ["mine"]
@@ -438,9 +457,80 @@ def test_out_of_another_run_or_another_hand_is_refused(counts: ad.AnnData, tmp_p
     embed(counts, out=tmp_path / "e.zarr", rng=1, overwrite=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "x").write_text("keep")
-    with pytest.raises(FileExistsError, match="is no embedding of ours: give another path, or overwrite=True"):
-        embed(counts, out=tmp_path / "mine")
+    with pytest.raises(FileExistsError, match="is no embedding of ours: give another path"):
+        embed(counts, out=tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine" / "x").read_text() == "keep"
+
+
+@pytest.mark.parametrize("done", [1, 5])
+def test_out_of_other_values_is_refused(counts: ad.AnnData, tmp_path: Path, done: int):
+    """Names, genes, arguments and numbers of tokens are those of the run before, finished or cut off."""
+    with blocks_of(8):
+        with interrupted(done) if done < 5 else nullcontext(), suppress(KeyboardInterrupt):
+            embed(counts, out=tmp_path / "e.zarr", max_length=8)
+        before = zarr.open_array(tmp_path / "e.zarr", mode="r")[:]
+        for x in (counts.X[::-1], counts.X[:, ::-1], counts.X + counts.X.multiply(counts.X)):
+            other = counts.copy()
+            other.X = sparse.csr_matrix(x)
+            with pytest.raises(FileExistsError, match=r"holds another run \(different: .*values_sha256\)"):
+                embed(other, out=tmp_path / "e.zarr", max_length=8)
+        np.testing.assert_array_equal(zarr.open_array(tmp_path / "e.zarr", mode="r")[:], before)
+    dense = counts.copy()
+    dense.X = counts.X.toarray().astype(np.int64)
+    embed(dense, out=tmp_path / "e.zarr", max_length=8)  # the same values
+
+
+def test_a_layer_called_x_is_not_x(counts: ad.AnnData, tmp_path: Path):
+    counts.layers["X"] = counts.X.copy()
+    embed(counts, out=tmp_path / "e.zarr")
+    with pytest.raises(FileExistsError, match=r"different: layer\)"):
+        embed(counts, out=tmp_path / "e.zarr", layer="X")
+
+
+def test_the_matrix_is_read_twice_with_out_too(counts: ad.AnnData, tmp_path: Path):
+    read: list[int] = []
+    inner = Matrix.blocks
+    with patch.object(Matrix, "blocks", lambda self, rows: read.append(rows) or inner(self, rows)):
+        embed(counts, out=tmp_path / "e.zarr")
+    assert len(read) == 2
+
+
+@pytest.mark.filterwarnings("ignore:zarr v3 autosharding:UserWarning", "ignore::anndata.ImplicitModificationWarning")
+@pytest.mark.parametrize(("place", "how"), [("x.zarr", "is"), ("", "holds"), ("x.zarr/e.zarr", "lies in")])
+@pytest.mark.parametrize("layer", [None, "raw"])
+def test_out_is_not_what_is_read(counts: ad.AnnData, tmp_path: Path, place: str, how: str, layer: str | None):
+    embed(counts, out=tmp_path / "data" / "x.zarr")  # even of our own making
+    held = zarr.open_array(tmp_path / "data" / "x.zarr", mode="r+")
+    held[:] = np.abs(held[:])
+    var = pd.DataFrame(index=list(MODEL.vocab.genes[:64]))
+    cells = ad.AnnData(held, var=var) if layer is None else ad.AnnData(var=var, obs=counts.obs, layers={"raw": held})
+    before = held[:]
+    with pytest.raises(ValueError, match=f"^out .* {how} what is read"):
+        embed(cells, out=tmp_path / "data" / place, layer=layer, overwrite=True)
+    np.testing.assert_array_equal(held[:], before)
+
+
+@pytest.mark.parametrize("names", [range(40), [np.nan, *range(39)]])
+def test_names_that_are_no_text(counts: ad.AnnData, tmp_path: Path, names: Any):
+    counts.obs.index = pd.Index(names)
+    embed(counts, out=tmp_path / "e.zarr")
+    embed(counts, out=tmp_path / "e.zarr")
+    assert counts.uns["scgpt"]["n_cells"] == 40
+
+
+def test_numbers_of_numpy_go_into_the_mark(counts: ad.AnnData, tmp_path: Path):
+    embed(counts, out=tmp_path / "e.zarr", max_length=np.int64(9), unit_norm=np.bool_(True))
+    embed(counts, out=tmp_path / "e.zarr", max_length=9, unit_norm=True)
+    held = zarr.open_array(tmp_path / "e.zarr", mode="r").attrs["run"]
+    assert (held["max_length"], held["unit_norm"], held["layer"]) == (9, True, None)
+
+
+def test_out_in_the_home_folder(counts: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    embed(counts, out="~/e.zarr")
+    assert counts.uns["scgpt"]["params"]["out"] == str(tmp_path / "e.zarr")
+    assert zarr.open_array(tmp_path / "e.zarr", mode="r").shape == (40, 64)
 
 
 def test_ctrl_c_leaves_everything_as_it_was(counts: ad.AnnData):

@@ -336,6 +336,14 @@ def test_cuda_where_there_is_none(counts: ad.AnnData, monkeypatch: pytest.Monkey
         ({"max_tokens": 0}, ValueError, "max_tokens=0; give 1 or more"),
         ({"rng": -1}, ValueError, "rng=-1 is negative"),
         ({"rng": "seed"}, TypeError, "rng must be an integer"),
+        ({"rng": 2**63}, ValueError, "rng=9223372036854775808 is too large"),
+        ({"max_length": 60.0}, TypeError, r"max_length=60\.0; give a whole number, 2 or more, or None"),
+        ({"max_length": "60"}, TypeError, "max_length='60'; give a whole number"),
+        ({"max_length": True}, TypeError, "max_length=True; give a whole number"),
+        ({"unit_norm": "no"}, TypeError, "unit_norm='no'; give True or False"),
+        ({"key_added": "."}, ValueError, r"'\.'\] cannot be kept"),
+        ({"key_added": 5}, ValueError, r"\[5\] cannot be kept: a name in h5ad is text"),
+        ({"device": "meta"}, ValueError, "device='meta': no usable device here"),
         ({"max_lenght": 5}, TypeError, "unexpected argument 'max_lenght'; did you mean 'max_length'"),
         ({"maxtokens": 5}, TypeError, "unexpected argument 'maxtokens'; did you mean 'max_tokens'"),
         ({"batch_size": 5}, TypeError, "unexpected argument 'batch_size'"),
@@ -349,3 +357,17 @@ def test_options_that_cannot_be(counts: ad.AnnData, options: dict, error: type[E
 def test_max_memory_changes_no_result(counts: ad.AnnData, expected: np.ndarray):
     embed(counts, max_memory="200KB")
     close(counts, expected)
+
+
+@pytest.mark.parametrize("out", ["", ".", ".."])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_out_without_a_name(
+    counts: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, overwrite: bool
+):
+    """In a folder of its own: what is refused here once removed the folder above."""
+    here = tmp_path / "above" / "here"
+    here.mkdir(parents=True)
+    (here / "mine").write_text("keep")
+    monkeypatch.chdir(here)
+    refused(counts, "is no folder that could be made or replaced: add a name", out=out, overwrite=overwrite)
+    assert (here / "mine").read_text() == "keep"

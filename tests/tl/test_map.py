@@ -439,6 +439,22 @@ def test_contexts_of_the_same_run_stay(query: ad.AnnData, folder: Path):
     assert query.uns["scgpt"]["groups"].tolist() == ["even", "odd"]
 
 
+def test_what_an_earlier_run_did_not_write_stays(query: ad.AnnData, reference: ad.AnnData, tmp_path: Path):
+    place(query, reference)
+    query.varm["scGPT_context"] = np.ones((60, 2))
+    place(query, reference)
+    np.testing.assert_array_equal(query.varm["scGPT_context"], 1)
+    place(query, reference, labels_key=None)
+    query.obs["scgpt_mapped"] = "mine"
+    with pytest.raises(ValueError, match=r"^\.obs\['scgpt_mapped'\] was not written by tl\.scgpt_map"):
+        place(query, reference)
+    del query.obs["scgpt_mapped"]
+    scgpt_embed(query, model=MODEL, out=tmp_path / "e.zarr", progress=False, device="cpu")
+    query.obsm["X_scGPT"] = np.ones((24, 2))
+    with pytest.raises(ValueError, match=r"^\.obsm\['X_scGPT'\] was not written by tl\.scgpt_embed"):
+        place(query, reference, labels_key=None)
+
+
 def test_a_mudata_is_refused(query: ad.AnnData, folder: Path):
     """It has nearly all attributes of an AnnData."""
     several = SimpleNamespace(mod={"rna": query}, obs=query.obs, obsm={}, varm={}, uns={}, obs_names=query.obs_names)

@@ -27,7 +27,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from scgpt_tl import __version__
-from scgpt_tl._files import replacing
+from scgpt_tl._files import replacing, sha256_of
 from scgpt_tl.engine.mapping import Sample
 from scgpt_tl.genes.bundle import kind_of, read_json
 
@@ -236,7 +236,7 @@ def write_sample(folder: Path, number: int, sample: Sample) -> Part:
 
 def part(folder: Path, file: str) -> Part:
     """A file as `reference.json` speaks of it."""
-    return {"file": file, "sha256": _sha256(folder / file)}
+    return {"file": file, "sha256": sha256_of(folder / file)}
 
 
 def merged(old: Sequence[str], new: Sequence[str], codes: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
@@ -293,11 +293,6 @@ def _compare(file: Path, sha256: str, expected: str) -> None:
     if sha256 != expected:
         msg = f"{file} was changed after it was written (its sha256 is another); copy or build the reference again"
         raise ValueError(msg)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _digest(held: Mapping[str, Any]) -> str:

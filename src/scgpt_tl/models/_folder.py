@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from scgpt_tl._files import clear_stale
+from scgpt_tl._files import clear_stale, named_folder
 from scgpt_tl.genes.bundle import kind_of
 
 
@@ -30,10 +30,7 @@ def check_place(folder: str | Path, *, mark: str | None = None, what: str = "mod
     NotADirectoryError, PermissionError
         It cannot be made.
     """
-    place = Path(folder).expanduser()
-    if place.name in ("", ".."):
-        msg = f"{str(folder)!r} is no folder that could be made or replaced: add a name, as in {str(place / what)!r}"
-        raise ValueError(msg)
+    place = named_folder(folder, example=what)
     target = place.absolute()
     above = next(each for each in target.parents if os.path.lexists(each))
     if not above.is_dir():

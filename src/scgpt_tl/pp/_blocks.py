@@ -9,6 +9,8 @@ Which size is asked for, how a file is chunked and which rows a view holds never
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,6 +65,11 @@ class Matrix:
             raise ValueError(msg)
         return _recut((self._clean(piece) for piece in self._pieces(rows)), rows)
 
+    def after(self, start: int) -> Matrix:
+        """The rows from `start` on."""
+        rows = np.arange(self.shape[0]) if self._rows is None else self._rows
+        return Matrix(self._reader, rows[start:], self._columns) if start else self
+
     def take(self, rows: Iterable[int]) -> sparse.csr_matrix:
         """Chosen rows, in the order given, canonical as in `blocks`."""
         chosen = rows if isinstance(rows, np.ndarray) else np.fromiter(rows, dtype=np.int64)
@@ -83,6 +90,23 @@ class Matrix:
 
     def _clean(self, piece: sparse.csr_matrix) -> sparse.csr_matrix:
         return _canonical(piece if self._columns is None else piece[:, self._columns], shared=self._columns is None)
+
+
+class Fingerprint:
+    """sha256 of a matrix's values by row, the same however they are stored and cut into blocks."""
+
+    def __init__(self) -> None:
+        self._parts = sha256(), sha256(), sha256()
+
+    def add(self, block: sparse.csr_matrix) -> None:
+        """The next rows, as `Matrix.blocks` gives them."""
+        arrays = (np.diff(block.indptr), np.int64), (block.indices, np.int32), (block.data, np.float64)
+        for part, (array, kind) in zip(self._parts, arrays, strict=True):
+            part.update(np.ascontiguousarray(array, dtype=kind).data)
+
+    def hexdigest(self, shape: tuple[int, int]) -> str:
+        """Of a matrix of this shape, whose rows they were."""
+        return sha256(repr(shape).encode() + b"".join(part.digest() for part in self._parts)).hexdigest()
 
 
 class NoNumbersError(TypeError):
@@ -141,6 +165,20 @@ def open_layer(adata: AnnData, layer: str | None = None) -> Matrix:
         msg = f".X is empty (None); name a layer with layer= (there: {there})"
         raise ValueError(msg)
     return open_matrix(x, rows=rows, columns=columns)
+
+
+def sources(adata: AnnData) -> set[Path]:
+    """Files and stores from which `.X` and the layers are read, as far as they say so (dask does not)."""
+    parent = _parent(adata)[0]
+    found = {_source(x) for x in (parent.X, *parent.layers.values())}
+    return {Path(source) for source in found if source}
+
+
+def _source(x: Any) -> str:
+    part = getattr(x, "group", x)  # of anndata's sparse datasets
+    file, store = getattr(part, "file", None), getattr(part, "store", None)  # HDF5's; zarr's
+    names = (getattr(file, "filename", ""), getattr(store, "root", ""), getattr(store, "path", ""))
+    return next((str(name) for name in names if isinstance(name, (str, Path)) and str(name)), "")
 
 
 def _parent(adata: AnnData) -> tuple[AnnData, Any, Any]:

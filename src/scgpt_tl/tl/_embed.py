@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -12,24 +12,29 @@ import numpy as np
 import torch
 
 import scgpt_tl
+from scgpt_tl._files import refuse_source
 from scgpt_tl._random import as_seed
-from scgpt_tl._slots import OWNER, SLOTS, check_anndata, copied, is_ours, refuse_backed_view, refuse_foreign
+from scgpt_tl._slots import OWNER, check_anndata, copied, refuse_backed_view, refuse_foreign
 from scgpt_tl.engine.predict import ROWS, Compute, Contexts, Seen, embed_rows
-from scgpt_tl.engine.store import EmbeddingStore
+from scgpt_tl.engine.store import EmbeddingStore, check_store
 from scgpt_tl.models.model import load_model
-from scgpt_tl.pp._blocks import open_layer
-from scgpt_tl.pp._check import check_input
+from scgpt_tl.pp._blocks import Fingerprint, open_layer, sources
+from scgpt_tl.pp._check import look
 from scgpt_tl.pp._genes import genes_of
+from scgpt_tl.tl._embed_slots import EMBED_MAKER, EmbedKeys
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anndata import AnnData
+    from scipy.sparse import csr_matrix
 
     from scgpt_tl.genes.match import GeneMatch
     from scgpt_tl.models.model import Model
+    from scgpt_tl.pp._report import InputReport
     from scgpt_tl.tokens.tokenize import Tokenizer
 
 logger = logging.getLogger(__name__)
-_MAKER = "tl.scgpt_embed"
 
 
 class ComputeOptions(TypedDict, total=False):
@@ -40,23 +45,6 @@ class ComputeOptions(TypedDict, total=False):
     max_memory: int | str | None
     max_tokens: int | None
     progress: bool
-
-
-@dataclass(frozen=True)
-class _Keys:
-    """Where this call writes."""
-
-    cells: str
-    genes: str
-    context: str
-    run: str
-
-    @classmethod
-    def of(cls, key_added: str | None) -> _Keys:
-        """The default keys, or all of them under one name."""
-        if key_added is None:
-            return cls(SLOTS.embedding, SLOTS.gene_embedding, SLOTS.gene_context, SLOTS.run)
-        return cls(key_added, key_added, f"{key_added}_context", key_added)
 
 
 def scgpt_embed(  # noqa: PLR0913 (each is a choice of its own; how to compute is grouped)
@@ -92,8 +80,8 @@ def scgpt_embed(  # noqa: PLR0913 (each is a choice of its own; how to compute i
     key_added
         Write `.obsm`, `.varm` and `.uns` under this key instead of the defaults below.
     out
-        Zarr folder to write the cell embeddings to instead of `.obsm`, as they come. A run that was cut off goes on
-        where it stopped when it is called again with the same arguments.
+        Zarr folder to write the cell embeddings to instead of `.obsm`, as they come; new, empty, or an earlier run's.
+        A run that was cut off goes on where it stopped when it is called again with the same cells and arguments.
     groupby
         Column of `.obs`: also average each gene's contextual embedding over the cells of each group that express it.
     max_length
@@ -103,7 +91,8 @@ def scgpt_embed(  # noqa: PLR0913 (each is a choice of its own; how to compute i
     rng
         Seed of tied bins and of the samples of long cells.
     overwrite
-        Write over slots, or an `out` folder, that hold something else.
+        Write over slots that hold something else, and start `out` anew where it holds another run. What is no
+        embedding of this function is never replaced by `out`.
     copy
         Return a changed copy (in memory, for a matrix on disk) and leave `adata` alone.
     **compute
@@ -129,13 +118,16 @@ def scgpt_embed(  # noqa: PLR0913 (each is a choice of its own; how to compute i
     ------
     ValueError
         Input that cannot work (no such layer, negative, infinite or missing values, too few genes of the vocabulary, no
-        cells), a slot that holds something else, a device that is not there.
+        cells), a slot that holds something else, a device that is not there, an `out` that is, holds or lies in the
+        store that is read, or has no name of its own.
+    TypeError
+        `adata` is no AnnData; `max_length` is no whole number, `unit_norm` neither True nor False; no such argument.
     KeyError
         No such `.obs` column.
     FileNotFoundError
         No such model.
     FileExistsError
-        `out` holds something else.
+        `out` holds another run (and `overwrite` is off), or something else.
 
     Examples
     --------
@@ -145,24 +137,26 @@ def scgpt_embed(  # noqa: PLR0913 (each is a choice of its own; how to compute i
     >>> adata.obsm["X_scGPT"].shape
     (700, 128)
     """
-    how, keys, seed = Compute.of(compute, beside=_ARGUMENTS), _Keys.of(key_added), as_seed(rng)
-    device = how.torch_device()
+    how, keys, seed = Compute.of(compute, beside=_ARGUMENTS), EmbedKeys.of(key_added), as_seed(rng)
+    device, unit_norm = how.torch_device(), _switch("unit_norm", unit_norm)
     _check_places(adata, keys, out=out, groupby=groupby, overwrite=overwrite, copy=copy)
-    loaded = load_model(model)
-    n_tokens = _check_input(adata, loaded, layer, max_length)
+    place = None if out is None else _check_out(adata, out)
+    loaded, values = load_model(model), Fingerprint()
+    report = _check_input(adata, loaded, layer, max_length, watch=None if place is None else values.add)
     match = genes_of(adata, loaded.vocab)
-    tokenizer = loaded.tokenizer(match.ids, max_length=max_length, seed=seed)
+    tokenizer = loaded.tokenizer(match.ids, max_length=report.max_length, seed=seed)
     groups, contexts = _contexts(adata, groupby, match, loaded.config.d_model)
     params = _params(loaded, match, tokenizer, layer=layer, unit_norm=unit_norm)
     params |= {"dtype": str(how.torch_dtype(device)).removeprefix("torch.")}
-    sink, left, seen = _sink(adata, out, params | {"n_tokens": n_tokens}, loaded, overwrite=overwrite)
+    run = params | {"layer": layer, "n_tokens": report.n_tokens, "values_sha256": values.hexdigest(adata.shape)}
+    sink, start, seen = _sink(adata, place, run, loaded, overwrite=overwrite)
     embed_rows(
         loaded.backbone,
-        open_layer(left, layer).blocks(ROWS),
+        open_layer(adata, layer).after(start).blocks(ROWS),
         tokenizer,
         sink,
         compute=how,
-        total=left.n_obs,
+        total=adata.n_obs - start,
         unit_norm=unit_norm,
         contexts=contexts,
         seen=seen,
@@ -170,15 +164,14 @@ def scgpt_embed(  # noqa: PLR0913 (each is a choice of its own; how to compute i
     varm = {keys.genes: _gene_embeddings(loaded, match)}
     if contexts is not None:
         varm[keys.context] = _spread(contexts, match)
-    params |= {"device": str(device), "out": "" if out is None else str(out)}
+    params |= {"device": str(device), "out": "" if place is None else str(place)}
     if copy:
         adata = copied(adata)
-    if is_ours(adata, key=keys.run, maker=_MAKER):  # an earlier run of ours: nothing of it may stand beside this one
-        adata.obsm.pop(keys.cells, None)
-        adata.varm.pop(keys.context, None)
-    adata.uns[keys.run] = {OWNER: _MAKER, "params": params, **asdict(seen)} | ({"groups": groups} if groupby else {})
+    keys.drop_earlier(adata)
+    entry = {OWNER: EMBED_MAKER, "params": params, **asdict(seen)}
+    adata.uns[keys.run] = entry | ({"groups": groups} if groupby else {})
     adata.varm.update(varm)
-    if out is None:
+    if place is None:
         adata.obsm[keys.cells] = sink
     return adata if copy else None
 
@@ -188,13 +181,13 @@ _ARGUMENTS = tuple(name for name in scgpt_embed.__kwdefaults__ or ())
 
 
 def _check_places(
-    adata: AnnData, keys: _Keys, *, out: str | Path | None, groupby: str | None, overwrite: bool, copy: bool
+    adata: AnnData, keys: EmbedKeys, *, out: str | Path | None, groupby: str | None, overwrite: bool, copy: bool
 ) -> None:
     """Refuse what could not be written at the end, or would write over something else."""
     check_anndata(adata, "adata")
-    varm = (keys.genes,) if groupby is None else (keys.genes, keys.context)
-    slots = {"obsm": () if out else (keys.cells,), "varm": varm, "uns": (keys.run,)}
-    refuse_foreign(adata, slots, key=keys.run, maker=_MAKER, overwrite=overwrite, argument="key_added")
+    slots = keys.places(cells=out is None, context=groupby is not None)
+    own: dict[str, Any] = {"maker": EMBED_MAKER, "argument": "key_added", "earlier": keys.earlier(adata)}
+    refuse_foreign(adata, slots, key=keys.run, overwrite=overwrite, **own)
     refuse_backed_view(adata, "adata", copy=copy)
     if groupby is not None and groupby not in adata.obs:
         msg = f"groupby={groupby!r} is not in .obs (there: {', '.join(map(repr, adata.obs)) or 'none'})"
@@ -204,18 +197,36 @@ def _check_places(
         raise ValueError(msg)
 
 
-def _check_input(adata: AnnData, model: Model, layer: str | None, max_length: int | None) -> int:
-    """Refuse what cannot work, say what may surprise; returns the tokens to come."""
+def _check_out(adata: AnnData, out: str | Path) -> Path:
+    """Refuse a store that holds something else, or that the cells are read from."""
+    for source in sources(adata):
+        refuse_source(Path(out).expanduser(), source, "out")
+    return check_store(out)
+
+
+def _switch(name: str, value: Any) -> bool:
+    """True or False, numpy's too."""
+    if not isinstance(value, (bool, np.bool_)):
+        msg = f"{name}={value!r}; give True or False"
+        raise TypeError(msg)
+    return bool(value)
+
+
+def _check_input(
+    adata: AnnData, model: Model, layer: str | None, max_length: int | None, *,
+    watch: Callable[[csr_matrix], None] | None = None,
+) -> InputReport:  # fmt: skip
+    """Refuse what cannot work, say what may surprise; `watch` is shown the rows."""
     if model.config.input_norm == "domain":
         msg = (
             f"model {model.name!r} was fine-tuned to integrate and normalises each batch apart: use tl.scgpt_integrate"
         )
         raise ValueError(msg)
-    report = check_input(adata, model, layer=layer, max_length=max_length)
+    report = look(adata, model, layer=layer, max_length=max_length, watch=watch)
     report.raise_for_errors()
     for warning in report.warnings:
         logger.warning("%s", warning)
-    return report.n_tokens
+    return report
 
 
 def _contexts(adata: AnnData, groupby: str | None, match: GeneMatch, width: int) -> tuple[np.ndarray, Contexts | None]:
@@ -228,15 +239,15 @@ def _contexts(adata: AnnData, groupby: str | None, match: GeneMatch, width: int)
 
 
 def _sink(
-    adata: AnnData, out: str | Path | None, run: dict[str, Any], model: Model, *, overwrite: bool
-) -> tuple[Any, AnnData, Seen]:
-    """Where embeddings go, the cells that are still to do, and what an earlier run met."""
+    adata: AnnData, out: Path | None, run: dict[str, Any], model: Model, *, overwrite: bool
+) -> tuple[Any, int, Seen]:
+    """Where embeddings go, the first cell that is still to do, and what an earlier run met."""
     shape = (adata.n_obs, model.config.d_model)
     if out is None:
-        return np.empty(shape, np.float32), adata, Seen()
-    names = sha256("\n".join(adata.obs_names).encode()).hexdigest()
+        return np.empty(shape, np.float32), 0, Seen()
+    names = sha256("\n".join(map(str, adata.obs_names)).encode()).hexdigest()
     store = EmbeddingStore.open(out, shape, run | {"obs_names": names}, overwrite=overwrite)
-    return store, adata[store.start :] if store.start else adata, store.seen
+    return store, store.start, store.seen
 
 
 def _gene_embeddings(model: Model, match: GeneMatch) -> np.ndarray:

@@ -33,6 +33,7 @@ from scgpt_tl.engine.twins import as_groups, found_in, seen
 from scgpt_tl.pp._genes import genes_of
 from scgpt_tl.tl._build_reference import reference_of
 from scgpt_tl.tl._columns import Columns
+from scgpt_tl.tl._embed_slots import EMBED_MAKER, EmbedKeys
 from scgpt_tl.tl._reference import shared_genes, whose
 from scgpt_tl.tl._space import Space, as_embedded
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from scgpt_tl.tl._embed import ComputeOptions
 
 logger = logging.getLogger(__name__)
-_MAKER, _EMBED = "tl.scgpt_map", "tl.scgpt_embed"
+_MAKER = "tl.scgpt_map"
 _DECIDES = ("weights_sha256", "seed", "max_length", "unit_norm")  # whether two embeddings lie in one space
 _K = 15
 
@@ -72,6 +73,14 @@ class _Keys:
     def obs(self) -> tuple[str, ...]:
         """Of `.obs`."""
         return self.label, self.probability, self.distance
+
+    def earlier(self, query: AnnData) -> dict[str, tuple[str, ...]]:
+        """What a run of ours has written here before, `tl.scgpt_embed`'s places apart."""
+        if not is_ours(query, key=self.label, maker=_MAKER):
+            return {}
+        obs = self.obs if "n_unknown" in query.uns[self.label] else (self.distance,)
+        obsm = (self.neighbors,) if self.as_embed else (self.neighbors, self.cells)
+        return {"obs": obs, "obsm": obsm, "uns": (self.label,)}
 
     @property
     def as_embed(self) -> bool:
@@ -220,16 +229,18 @@ def _check_places(query: Any, keys: _Keys, *, overwrite: bool, copy: bool) -> No
     """Refuse what could not be written at the end, or would write over something else."""
     check_anndata(query, "query")
     slots = {"obs": keys.obs, "obsm": (keys.neighbors,), "uns": (keys.label,)}
-    refuse_foreign(query, slots, key=keys.label, maker=_MAKER, overwrite=overwrite, argument="key_added")
+    how: dict[str, Any] = {"overwrite": overwrite, "argument": "key_added"}
+    own = how | {"key": keys.label, "maker": _MAKER, "earlier": keys.earlier(query)}
+    refuse_foreign(query, slots, **own)
     if keys.label == SLOTS.label:
         msg = f"key_added={keys.label!r} is where tl.scgpt_annotate writes: give another name"
         raise ValueError(msg)
     if keys.as_embed:
-        slots = {"obsm": (keys.cells,), "varm": (SLOTS.gene_embedding,), "uns": (SLOTS.run,)}
-        key, maker = SLOTS.run, _EMBED
+        embed = EmbedKeys.of()
+        slots, earlier = embed.places(cells=True, context=False), embed.earlier(query)
+        refuse_foreign(query, slots, key=embed.run, maker=EMBED_MAKER, earlier=earlier, **how)
     else:
-        slots, key, maker = {"obsm": (keys.cells,)}, keys.label, _MAKER
-    refuse_foreign(query, slots, key=key, maker=maker, overwrite=overwrite, argument="key_added")
+        refuse_foreign(query, {"obsm": (keys.cells,)}, **own)
     refuse_backed_view(query, "query", copy=copy)
 
 
@@ -323,7 +334,7 @@ def _slots(
 
 def _may_write(query: AnnData, entry: dict[str, Any], *, overwrite: bool) -> bool:
     """Whether the embedding may take the place of one of ours: only of the same one, unless it may go."""
-    if overwrite or not is_ours(query, key=SLOTS.run, maker=_EMBED):
+    if overwrite or not is_ours(query, key=SLOTS.run, maker=EMBED_MAKER):
         return True
     held = query.uns[SLOTS.run]["params"]
     differ = [name for name in _DECIDES if held.get(name) != entry["params"][name]]
@@ -341,12 +352,11 @@ def _may_write(query: AnnData, entry: dict[str, Any], *, overwrite: bool) -> boo
 
 def _write(query: AnnData, keys: _Keys, slots: dict[str, dict[str, Any]]) -> None:
     """All that was made; nothing of an earlier run of ours may stand beside it."""
-    if is_ours(query, key=keys.label, maker=_MAKER):
-        for name in keys.obs:
-            if name in query.obs:
-                del query.obs[name]
-    if "groups" not in slots["uns"].get(SLOTS.run, {"groups": None}) and is_ours(query, key=SLOTS.run, maker=_EMBED):
-        query.varm.pop(SLOTS.gene_context, None)
+    for name in keys.earlier(query).get("obs", ()):
+        if name in query.obs:
+            del query.obs[name]
+    if "groups" not in slots["uns"].get(SLOTS.run, {"groups": None}):
+        EmbedKeys.of().drop_earlier(query)
     for slot, values in slots.items():
         for name, value in values.items():
             getattr(query, slot)[name] = value

@@ -21,6 +21,7 @@ from scgpt_tl.models.registry import ENTRIES
 from scgpt_tl.pp._blocks import open_layer
 from scgpt_tl.pp._genes import genes_of
 from scgpt_tl.tl._embed import _check_input, _gene_embeddings, _params
+from scgpt_tl.tl._embed_slots import EMBED_MAKER
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -136,7 +137,7 @@ class Space:
         device = compute.torch_device()
         params = _params(self.model, match, tokenizer, layer=layer, unit_norm=True)
         params |= {"dtype": str(compute.torch_dtype(device)).removeprefix("torch."), "device": str(device), "out": ""}
-        return Embedded(match, empty, keys, {OWNER: "tl.scgpt_embed", "params": params, **asdict(seen)})
+        return Embedded(match, empty, keys, {OWNER: EMBED_MAKER, "params": params, **asdict(seen)})
 
     def keys(self, adata: AnnData, layer: str | None) -> np.ndarray:
         """(n_obs,) uint64 keys of the cells, without embedding them."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, partial
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,12 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from scgpt_tl._files import sha256_of
 from scgpt_tl._slots import SLOTS
 from scgpt_tl.engine.study import LazyMatrix, wrong_values
 from scgpt_tl.genes.match import KNOWN_COLUMNS
 from scgpt_tl.metrics._checks import names
-from scgpt_tl.pp._blocks import Matrix, NoNumbersError, _parent, open_layer, open_matrix
+from scgpt_tl.pp._blocks import Fingerprint, Matrix, NoNumbersError, _parent, open_layer, open_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -77,21 +78,19 @@ class Stored:
         if self.path is None:
             return digest(self.matrix)
         if self.path.is_file():
-            return _sha256(self.path)
+            return sha256_of(self.path)
         whole = sha256()
         for file in sorted(file for file in self.path.rglob("*") if file.is_file()):
-            whole.update(f"{file.relative_to(self.path).as_posix()} {_sha256(file)}\n".encode())
+            whole.update(f"{file.relative_to(self.path).as_posix()} {sha256_of(file)}\n".encode())
         return whole.hexdigest()
 
 
 def digest(matrix: Matrix | LazyMatrix) -> str:
     """Of the values, however they are stored and cut into blocks."""
-    parts = lengths, columns, values = sha256(), sha256(), sha256()
+    found = Fingerprint()
     for _, block in matrix.blocks(_BLOCK):
-        lengths.update(np.diff(block.indptr).astype(np.int64).tobytes())
-        columns.update(block.indices.astype(np.int32).tobytes())
-        values.update(block.data.astype(np.float64).tobytes())
-    return sha256(repr(matrix.shape).encode() + b"".join(part.digest() for part in parts)).hexdigest()
+        found.add(block)
+    return found.hexdigest(matrix.shape)
 
 
 def stored(item: AnnData | Path, name: str, *, thoroughly: bool = False) -> Stored:
@@ -263,8 +262,3 @@ def _explained(path: Path, error: Exception) -> Exception:
     if "signature not found" in text or type(error).__name__ == "GroupNotFoundError":
         return ValueError(f"{path} is no AnnData: it is neither an HDF5 file nor a zarr store; write_h5ad() makes one")
     return ValueError(f"{path} cannot be read ({type(error).__name__}: {text}); {_PLACE}")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return file_digest(opened, "sha256").hexdigest()

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scgpt_tl._slots import SLOTS, is_ours
+from scgpt_tl._slots import SLOTS
+from scgpt_tl.tl._embed_slots import EmbedKeys
 from scgpt_tl.tl._space import Space
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def zero_shot(
 
 def made_before(adata: AnnData, weights_sha256: str, layer: str | None) -> np.ndarray | None:
     """What `tl.scgpt_embed` left, if it is of these weights and this layer; for comparison alone."""
-    if not is_ours(adata, key=SLOTS.run, maker="tl.scgpt_embed") or SLOTS.embedding not in adata.obsm:
+    if SLOTS.embedding not in EmbedKeys.of().earlier(adata).get("obsm", ()) or SLOTS.embedding not in adata.obsm:
         return None
     said, found = adata.uns[SLOTS.run]["params"], np.asarray(adata.obsm[SLOTS.embedding], np.float32)
     same = said.get("weights_sha256") == weights_sha256
