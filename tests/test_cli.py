@@ -104,6 +104,36 @@ def test_zarr_input_is_not_read_whole(stored, calls, tmp_path):
     assert cli.main(["embed", str(store), "--layer", "absent", "--out", str(tmp_path / "p.npy")]) == 1
 
 
+def test_what_an_earlier_run_left_and_this_one_dropped_is_gone(stored, tiny, tmp_path):
+    first, out = ad.read_h5ad(stored), tmp_path / "o.h5ad"
+    tl.scgpt_embed(first, model=tiny, groupby="batch", progress=False, device="cpu")
+    first.write_h5ad(stored)
+    assert cli.main(["embed", str(stored), "--out", str(out), "--model", str(tiny), "--device", "cpu"]) == 0
+    written = ad.read_h5ad(out)
+    assert set(written.varm) == {"scGPT"}
+    assert "groups" not in written.uns["scgpt"]
+    assert set(written.obsm) == {"mine", "X_scGPT"}
+
+
+def test_suffixes_in_capitals(stored, calls, tmp_path):
+    assert cli.main(["embed", str(stored), "--out", str(tmp_path / "e.NPY")]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "e.NPY")[:, 0], 3 * np.arange(40))
+    assert files(tmp_path) == ["cells.h5ad", "e.NPY"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("out", "how"), [("cells.zarr", "is"), ("cells.zarr/e.zarr", "lies in"), ("cells.zarr/e.npy", "lies in")]
+)
+def test_a_store_that_is_read_is_no_target(stored, calls, tmp_path, capsys, out, how):
+    store = tmp_path / "cells.zarr"
+    ad.read_h5ad(stored).write_zarr(store)
+    assert cli.main(["embed", str(store), "--out", str(tmp_path / out), "--overwrite"]) == 1
+    assert f"{how} what is read" in capsys.readouterr().err
+    assert calls == []
+    assert ad.read_zarr(store).shape == (40, 60)
+
+
 def test_input_can_be_replaced_when_said(stored, calls, capsys):
     assert cli.main(["embed", str(stored), "--out", str(stored)]) == 1
     assert "exists" in capsys.readouterr().err

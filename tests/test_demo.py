@@ -44,7 +44,7 @@ def test_picture_file_and_table(stored, stand_ins, tmp_path):
     assert list(made.table.index) == ["scGPT", "HVG + PCA", "random weights"]
     assert made.table.loc["scGPT", "AvgBIO"] > made.table.loc["random weights", "AvgBIO"]
     assert "the report" in said
-    assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == ["pbmc.h5ad", "umap.png"]
+    assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == [_demo.MADE, "pbmc.h5ad", "umap.png"]
     _demo.run_demo(stored, out=tmp_path / "demo", model="m")  # a second run replaces the first
 
 
@@ -98,3 +98,31 @@ def test_too_many_cells(stored, monkeypatch):
     monkeypatch.setattr(_demo, "MOST_CELLS", 50)
     with pytest.raises(ValueError, match="scgpt-tl embed"):
         _demo._read(stored)
+
+
+def test_the_input_is_never_replaced(stored, stand_ins, tmp_path, capsys):
+    data = stored.rename(tmp_path / "pbmc.h5ad")
+    before = data.read_bytes()
+    for more in ([], ["--overwrite"]):
+        assert cli.main(["demo", "--data", str(data), "--out", str(tmp_path), "--model", "m", *more]) == 1
+        assert "pbmc.h5ad is what is read" in capsys.readouterr().err
+    assert data.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["pbmc.h5ad"]
+
+
+@pytest.mark.parametrize("name", _demo.FILES)
+def test_files_of_others_are_replaced_only_when_said(stored, stand_ins, monkeypatch, tmp_path, name):
+    out = tmp_path / "demo"
+    out.mkdir()
+    (out / name).write_text("mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(_demo, "_read", lambda _: pytest.fail("read"))
+        with pytest.raises(FileExistsError, match=f"{name} exists; choose another name, or say that it may be"):
+            _demo.run_demo(stored, out=out, model="m")
+    assert (out / name).read_text() == "mine"
+    _demo.run_demo(stored, out=out, model="m", overwrite=True)
+    _demo.run_demo(stored, out=out, model="m")  # now it is a demo's
+    with (out / name).open("ab") as file:
+        file.write(b"notes of mine")
+    with pytest.raises(FileExistsError, match=f"{name} exists"):
+        _demo.run_demo(stored, out=out, model="m")

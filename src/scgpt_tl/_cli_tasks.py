@@ -173,7 +173,7 @@ def add_map(commands: Any, common: argparse.ArgumentParser) -> None:
 def _map(args: argparse.Namespace) -> None:
     check_out(args.out, args.query, overwrite=args.overwrite)
     query, reference = open_data(args.query, args.layer), args.reference
-    if reference.suffix in (".h5ad", ".zarr"):
+    if reference.suffix.lower() in (".h5ad", ".zarr"):
         reference = open_data(reference, args.layer)
     from scgpt_tl import tl
 
@@ -211,7 +211,7 @@ def open_data(path: Path, layer: str | None) -> AnnData:
     if not path.exists():
         msg = f"no file {path}"
         raise FileNotFoundError(msg)
-    if path.suffix != ".zarr":
+    if path.suffix.lower() != ".zarr":
         if path.is_dir():
             msg = f"{path} is a folder; expected an .h5ad file or a .zarr store"
             raise IsADirectoryError(msg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scgpt_tl._files import check_target, replacing
+from scgpt_tl._files import check_target, refuse_source, replacing, sha256_of
 from scgpt_tl._slots import SLOTS
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ LABEL_COLUMNS = (
 MOST_CELLS = 50_000
 
 RANDOM, PCA, CLUSTERS = "scGPT_random", "X_hvg_pca", "scgpt_leiden"
+#: What a demo writes into its folder, and beside them the sha256 of both: only files that are still so are replaced.
+FILES, MADE = ("umap.png", "pbmc.h5ad"), ".scgpt-tl-demo.json"
 BUNDLED = (
     "Data: 700 PBMCs x 765 genes from Zheng et al. 2017 (scanpy's pbmc68k_reduced), log-normalised. Their labels were "
     "given by correlation with sorted cells."
@@ -53,6 +56,7 @@ def run_demo(
     labels_key: str | None = None,
     layer: str | None = None,
     device: str = "auto",
+    overwrite: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Demo:
     """Check, embed, cluster, draw and score a data set.
@@ -62,7 +66,7 @@ def run_demo(
     data
         An .h5ad file; scanpy's pbmc68k_reduced where none is given.
     out
-        Folder for umap.png and pbmc.h5ad; made where it is not there.
+        Folder for umap.png and pbmc.h5ad; made where it is not there. Those of an earlier demo are replaced.
     model
         Name or folder.
     labels_key
@@ -71,19 +75,20 @@ def run_demo(
         Layer with the expression; `.X` where none is given.
     device
         As `tl.scgpt_embed`.
+    overwrite
+        Replace files of these names, too, that no demo wrote, or that were changed since; never the input.
     say
         Called with a line at each step.
 
     Raises
     ------
     OSError, KeyError, ValueError
-        Where the file, the column or the values will not do.
+        Where the file, the column or the values will not do; where a file to be written is the input, or there already.
     """
     start = time.perf_counter()
-    folder = Path(out)
+    folder = Path(out).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("umap.png", "pbmc.h5ad"):
-        check_target(folder / name, overwrite=True)
+    _check_targets(folder, data, overwrite=overwrite)
     adata, about = _read(data)
     say(about)
     label, note = _labels(adata, labels_key)
@@ -95,9 +100,36 @@ def run_demo(
     table = _score(adata, label, say) if label else None
     with _step(say, f"writing {folder / 'umap.png'} and {folder / 'pbmc.h5ad'}"):
         _draw(adata, label, Path(model).name, folder / "umap.png")
-        with replacing(folder / "pbmc.h5ad") as beside:
+        with _made(folder / "pbmc.h5ad") as beside:
             adata.write_h5ad(beside)
     return Demo(table, notes, folder / "umap.png", folder / "pbmc.h5ad", time.perf_counter() - start)
+
+
+def _check_targets(folder: Path, data: str | Path | None, *, overwrite: bool) -> None:
+    """Refuse to write over the input, and over files that are not a demo's as it left them."""
+    made = _record(folder)
+    for target in (folder / name for name in FILES):
+        if data is not None:
+            refuse_source(target, Path(data), "the demo's")
+        ours = target.is_file() and made.get(target.name) == sha256_of(target)
+        check_target(target, overwrite=overwrite or ours)
+
+
+def _record(folder: Path) -> dict[str, str]:
+    """File -> sha256, of what a demo has written there."""
+    try:
+        return dict(json.loads((folder / MADE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+@contextmanager
+def _made(target: Path) -> Iterator[Path]:
+    """As `replacing`, and on record."""
+    with replacing(target) as beside:
+        yield beside
+    with replacing(target.with_name(MADE)) as beside:
+        beside.write_text(json.dumps(_record(target.parent) | {target.name: sha256_of(target)}), encoding="utf-8")
 
 
 def embed(
@@ -191,7 +223,7 @@ def _draw(adata: AnnData, label: str | None, model: str, path: Path) -> None:
     figure = Figure(figsize=(4.6 * len(panels), 5.4), layout="constrained")
     axes = list(figure.subplots(1, len(panels)))
     pl.embedding(adata, color=list(colors), basis=bases, title=titles, ax=axes)
-    with replacing(path) as beside:
+    with _made(path) as beside:
         figure.savefig(beside, dpi=150)
 
 

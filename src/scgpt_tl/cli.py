@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-import shutil
 import signal
 import sys
 import time
@@ -22,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from scgpt_tl import __version__
 from scgpt_tl._cli_grn import add_grn
-from scgpt_tl._cli_tasks import add_annotate, add_build_reference, add_integrate, add_map, open_data
+from scgpt_tl._cli_tasks import add_annotate, add_build_reference, add_integrate, add_map, open_data, write_slots
 from scgpt_tl._cli_train import add_finetune, add_pretrain, rank
-from scgpt_tl._files import check_target, replacing
+from scgpt_tl._files import check_target, refuse_source, replacing
 from scgpt_tl._nearest import nearest
 from scgpt_tl._slots import SLOTS
 
@@ -119,7 +118,7 @@ def _add_embed(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--max-memory", help="memory to stay within, e.g. 4GB")
     add("--device", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     add("--dtype", help="auto, float32, bfloat16 (default: auto)")
-    add("--overwrite", action="store_true", help="replace --out, and a slot that something else wrote")
+    add("--overwrite", action="store_true", help="replace --out (of .zarr only embeddings), and another's slot")
     commands.choices["embed"].set_defaults(run=_embed)
 
 
@@ -140,6 +139,7 @@ def _add_demo(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--labels-key", help="column of obs with cell types (default: guessed)")
     add("--layer", help="layer with the expression (default: X)")
     add("--device", default="auto", help="auto, cpu, cuda ... (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace files of these names that no demo wrote, too")
     commands.choices["demo"].set_defaults(run=_demo)
 
 
@@ -150,6 +150,8 @@ def _embed(args: argparse.Namespace) -> None:
         msg = f"--out {out.name}: expected a name that ends in .h5ad, .zarr or .npy"
         raise ValueError(msg)
     adata = open_data(source, args.layer)
+    if kind != ".h5ad" or source.is_dir():  # a file can take the result itself: it is copied, then replaced
+        refuse_source(out, source, "--out")
     need = source.stat().st_size if kind == ".h5ad" and source.is_file() else 0
     check_target(out, n_bytes=need, overwrite=args.overwrite or kind == ".zarr")  # a .zarr that was cut off goes on
     from scgpt_tl import tl
@@ -162,34 +164,21 @@ def _embed(args: argparse.Namespace) -> None:
         tl.scgpt_embed(adata, model=args.model, out=out, **options)
     else:
         tl.scgpt_embed(adata, model=args.model, **options)
-        with replacing(out) as beside:
-            _write(adata, source, beside, args.key_added)
+        _write(adata, source, out, args.key_added)
     seconds = time.perf_counter() - start
     print(f"{adata.n_obs:,} cells in {seconds:.1f} s -> {out}")
 
 
 def _write(adata: AnnData, source: Path, target: Path, key_added: str | None) -> None:
     """Write the result: the embedding alone, or a copy of the input with the three slots in it."""
-    import numpy as np
-
     obsm, varm, uns = (key_added or name for name in (SLOTS.embedding, SLOTS.gene_embedding, SLOTS.run))
-    if target.suffix == ".npy":
-        np.save(target, np.asarray(adata.obsm[obsm], dtype=np.float32))
-        return
-    if not adata.isbacked:  # opened from zarr
-        adata.write_h5ad(target)
-        return
-    import anndata as ad
-    import h5py
+    if target.suffix.lower() == ".npy":
+        import numpy as np
 
-    shutil.copyfile(source, target)  # nothing else of the input passes through memory
-    with h5py.File(target, "r+") as file:
-        for group, key, value in (
-            ("obsm", obsm, adata.obsm[obsm]), ("varm", varm, adata.varm[varm]), ("uns", uns, adata.uns[uns]),
-        ):  # fmt: skip
-            if group not in file:
-                ad.io.write_elem(file, group, {})
-            ad.io.write_elem(file[group], key, value)
+        with replacing(target) as beside, beside.open("wb") as file:  # by its name alone numpy would call it .NPY.npy
+            np.save(file, np.asarray(adata.obsm[obsm], dtype=np.float32))
+        return
+    write_slots(adata, source, target, frames=(), obsm=[obsm], varm=[varm], uns=[uns])
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -219,7 +208,7 @@ def _demo(args: argparse.Namespace) -> None:
 
     made = run_demo(
         args.data, out=args.out, model=args.model, labels_key=args.labels_key, layer=args.layer, device=args.device,
-        say=lambda line: print(line, flush=True),
+        overwrite=args.overwrite, say=lambda line: print(line, flush=True),
     )  # fmt: skip
     print()
     if made.table is not None:
