@@ -117,3 +117,9 @@ def test_integrate_says_what_is_wrong(files: dict[str, Path], tmp_path: Path, ca
     assert cli.main([*given, "--preset", "papr"]) == 1
     assert "did you mean 'paper'" in capsys.readouterr().err
     assert not Path(out).exists()
+
+
+def test_of_a_mudata_file_one_modality_is_asked_for(tmp_path: Path, capsys):
+    (tmp_path / "both.h5mu").touch()
+    assert cli.main(["check", str(tmp_path / "both.h5mu")]) == 1
+    assert "is a MuData file, and one modality is read: write it" in capsys.readouterr().err

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
+import anndata as ad
+import numpy as np
 import pytest
 
-from scgpt_tl._slots import OWNER, SLOTS, refuse_embed_s, refuse_foreign
+from scgpt_tl._slots import OWNER, SLOTS, copied, refuse_embed_s, refuse_foreign, stored_x
+from scgpt_tl.pp._blocks import open_layer
 
 OPTIONS = {"key": "k", "maker": "tl.f", "argument": "key_added"}
 
@@ -49,3 +53,24 @@ def test_the_zero_shot_embedding_keeps_its_place(name):
         refuse_embed_s(name)
     refuse_embed_s(None)
     refuse_embed_s("mine")
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(1, 3)])
+def test_a_file_without_x(tmp_path: Path, rows: slice):
+    counts = np.arange(12.0).reshape(4, 3)
+    adata = ad.AnnData(counts, layers={"counts": counts}, obsm={"X_pca": counts}, uns={"note": {"by": "me"}})
+    adata.raw = adata.copy()
+    adata.X = None
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    part = ad.read_h5ad(tmp_path / "x.h5ad", backed="r")[rows]
+    assert stored_x(part) is None
+    with pytest.raises(ValueError, match=r"\.X is empty \(None\); name a layer with layer= \(there: 'counts'\)"):
+        open_layer(part)
+    copy = copied(part)
+    assert not copy.isbacked
+    assert copy.X is None
+    for held in (copy.layers["counts"], copy.obsm["X_pca"], copy.raw.X):
+        np.testing.assert_array_equal(held, counts[rows])
+    copy.layers["counts"][:], copy.uns["note"]["by"] = 0, "you"
+    np.testing.assert_array_equal(part.layers["counts"], counts[rows])
+    assert part.uns["note"]["by"] == "me"

@@ -211,6 +211,10 @@ def open_data(path: Path, layer: str | None) -> AnnData:
     if not path.exists():
         msg = f"no file {path}"
         raise FileNotFoundError(msg)
+    if path.suffix.lower() == ".h5mu":
+        msg = f"{path} is a MuData file, and one modality is read: write it to a file of its own, "
+        msg += f"mudata.read_h5ad({path.name!r}, 'rna').write_h5ad('rna.h5ad')"
+        raise ValueError(msg)
     if path.suffix.lower() != ".zarr":
         if path.is_dir():
             msg = f"{path} is a folder; expected an .h5ad file or a .zarr store"

@@ -163,9 +163,36 @@ def refuse_backed_view(adata: Any, name: str, *, copy: bool) -> None:
         raise ValueError(msg)
 
 
+def stored_x(adata: Any) -> Any:
+    """`.X`, and None where there is none; of a file that has none anndata does not say so, but fails."""
+    if adata.isbacked:
+        if not adata.file.is_open:
+            adata.file.open()
+        if "X" not in adata.file:
+            return None
+    return adata.X
+
+
 def copied(data: Any) -> Any:
     """A copy in memory of an AnnData or MuData; matrices that stay on disk (HDF5, zarr) have no copy of their own."""
-    parts = data.mod.values() if hasattr(data, "mod") else (data,)
-    matrices = (x for part in parts for x in (part.X, *part.layers.values()) if x is not None)
-    on_disk = data.isbacked or any(not hasattr(x, "copy") for x in matrices)
-    return data.to_memory() if on_disk else data.copy()
+    if not _on_disk(data):
+        return data.copy()
+    if hasattr(data, "mod"):  # a MuData has no to_memory
+        parts = {name: copied(part) for name, part in data.mod.items()}
+        return type(data)(parts, **_slots(data, "obsmap", "varmap"), axis=data.axis)
+    if data.isbacked and stored_x(data) is None:  # to_memory would look for it in the file
+        raw = None if data.raw is None else {name: getattr(data.raw, name) for name in ("X", "var", "varm")}
+        data = type(data)(**_slots(data, "layers"), raw=raw)
+    return data.to_memory()
+
+
+def _on_disk(data: Any) -> bool:
+    if hasattr(data, "mod"):
+        return data.isbacked or any(map(_on_disk, data.mod.values()))
+    return data.isbacked or any(not hasattr(x, "copy") for x in (data.X, *data.layers.values()) if x is not None)
+
+
+def _slots(data: Any, *more: str) -> dict[str, Any]:
+    """What lies beside the matrices, and `more`, each a copy."""
+    names = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns", *more)
+    return {name: getattr(data, name).copy() for name in names}

@@ -225,6 +225,33 @@ def test_mudata():
         bin_values(mdata.mod["rna"], mod="rna")
 
 
+@pytest.mark.parametrize("rows", [slice(None), slice(5, 15)])
+def test_mudata_on_disk_is_copied_into_memory(tmp_path, rows):
+    x = dense_counts()
+    mdata = md.MuData({"rna": make(sparse.csr_matrix(x)), "adt": make(x[:, :4], genes=list("abcd"))})
+    mdata.obs["depth"], mdata.uns["note"], mdata.obsm["X_pca"] = np.arange(30), "mine", x[:, :2]
+    mdata.write_h5mu(tmp_path / "m.h5mu")
+    backed = md.read_h5mu(tmp_path / "m.h5mu", backed="r")[rows]
+    copied = bin_values(backed, mod="rna", copy=True)
+    assert not copied.isbacked
+    np.testing.assert_array_equal(copied.mod["rna"].layers["binned"].toarray(), expected(x)[rows])
+    np.testing.assert_array_equal(copied.mod["adt"].X, x[rows, :4])
+    np.testing.assert_array_equal(copied.obs["depth"], np.arange(30)[rows])
+    np.testing.assert_array_equal(copied.obsm["X_pca"], x[rows, :2])
+    assert copied.uns["note"] == "mine"
+    assert "binned" not in backed.mod["rna"].layers
+
+
+def test_a_view_of_a_file_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    md.MuData({"rna": make(dense_counts())}).write_h5mu(tmp_path / "m.h5mu")
+    make(dense_counts()).write_h5ad(tmp_path / "a.h5ad")
+    monkeypatch.setattr("scgpt_tl.pp._bin._bin_layer", lambda *_, **__: pytest.fail("the matrix was read"))
+    with pytest.raises(ValueError, match=r"data is a view of a backed object, .* copy=True"):
+        bin_values(ad.read_h5ad(tmp_path / "a.h5ad", backed="r")[:4])
+    with pytest.raises(ValueError, match=r"data\.mod\['rna'\] is a view of a backed object, .* copy=True"):
+        bin_values(md.read_h5mu(tmp_path / "m.h5mu", backed="r")[:4], mod="rna")
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -290,6 +317,8 @@ def test_values_that_have_no_bin(monkeypatch, kind, value, message):
 def test_wrong_objects():
     with pytest.raises(TypeError, match="data is ndarray; AnnData or MuData is expected"):
         bin_values(dense_counts())
+    with pytest.raises(TypeError, match="data is DataFrame; AnnData or MuData is expected"):
+        bin_values(pd.DataFrame(dense_counts()))
     with pytest.raises(ValueError, match=r"\.X is empty"):
         bin_values(ad.AnnData(obs=pd.DataFrame(index=["a"]), var=pd.DataFrame(index=["g"])))
     with pytest.raises(TypeError, match="complex"):

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import anndata as ad
+import mudata as md
 import numpy as np
 import pandas as pd
 import pytest
@@ -140,3 +141,33 @@ def test_peaks_arguments(peaks: ad.AnnData) -> None:
 def test_peaks_with_episcanpy_itself(peaks: ad.AnnData) -> None:
     select_peaks(peaks, n_peaks=2)
     np.testing.assert_allclose(peaks.var["variability_score"], [0.5, 1.0, 0.625, 0.875, 0.5])
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.filterwarnings("ignore:`n_top_genes` > number")
+@pytest.mark.parametrize("function", [select_genes, select_peaks])
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("value", "says"),
+        [(-0.5, r"must not be negative, .*adata\.raw\.to_adata\(\), .*layer="), (np.nan, "finite"), (np.inf, "finite")],
+    )
+    def test_values_that_are_none(self, function, cells: ad.AnnData, monkeypatch, value: float, says: str) -> None:
+        monkeypatch.setattr("scgpt_tl.pp._features._ROWS", 7)  # the cell is named wherever blocks begin
+        cells.X[23, 4] = value
+        with pytest.raises(ValueError, match=rf"\.X holds {value} in cell 'c23'; .*{says}"):
+            function(cells)
+        assert cells.var.empty
+
+    def test_mudata(self, function, cells: ad.AnnData) -> None:
+        with pytest.raises(TypeError, match=r"adata is MuData; AnnData is expected .*mdata\['rna'\]"):
+            function(md.MuData({"rna": cells}))
+
+    def test_a_view_of_a_file_at_once(self, function, cells: ad.AnnData, tmp_path: Path, monkeypatch) -> None:
+        cells.write_h5ad(tmp_path / "x.h5ad")
+        view = ad.read_h5ad(tmp_path / "x.h5ad", backed="r")[:60]
+        result = function(view, copy=True)
+        assert result.n_obs == 60
+        assert "highly_variable" in result.var
+        monkeypatch.setattr("scgpt_tl.pp._features._values", lambda *_: pytest.fail("the matrix was read"))
+        with pytest.raises(ValueError, match=r"adata is a view of a backed object, .* copy=True"):
+            function(view)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import anndata as ad
+import mudata as md
 import numpy as np
 import pandas as pd
 import pytest
@@ -111,6 +112,29 @@ def test_genes_of_uses_what_was_found_for_the_same_vocabulary(adata: ad.AnnData)
     assert genes_of(adata, GeneVocab(["LYZ"])).n_matched == 0  # another vocabulary: exact names
     adata.uns["scgpt_genes"] = {"mine": 1}
     assert genes_of(adata, VOCAB).n_matched == 1
+
+
+def test_names_that_a_file_has_made_categories_of(adata: ad.AnnData, tmp_path: Path) -> None:
+    """Every gene matched and one repeated: anndata keeps categories, none of which is ""."""
+    adata = adata[:, :4].copy()
+    harmonize_genes(adata, VOCAB, table=TABLE)
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    back = ad.read_h5ad(tmp_path / "x.h5ad")
+    for held in (adata, back):
+        assert isinstance(held.var["scgpt_gene"].dtype, pd.CategoricalDtype)
+        assert genes_of(held, VOCAB).names.tolist() == GENES[:4]
+
+
+def test_what_takes_no_results_is_refused_at_once(adata: ad.AnnData, tmp_path: Path, monkeypatch) -> None:
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    view = ad.read_h5ad(tmp_path / "x.h5ad", backed="r")[:, :4]
+    assert harmonize_genes(view, VOCAB, table=TABLE, copy=True).var["scgpt_gene"].tolist() == GENES[:4]
+    monkeypatch.setattr(module, "match_genes", lambda *_, **__: pytest.fail("genes were matched"))
+    with pytest.raises(ValueError, match=r"adata is a view of a backed object, .* copy=True"):
+        harmonize_genes(view, VOCAB, table=TABLE)
+    both = md.MuData({"rna": adata})
+    with pytest.raises(TypeError, match=r"adata is MuData; AnnData is expected .*mdata\['rna'\]"):
+        harmonize_genes(both, VOCAB, table=TABLE)
 
 
 def test_without_any_table(adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from scipy import sparse
 
 from scgpt_tl._random import as_seed, name_keys
-from scgpt_tl._slots import OWNER, SLOTS, copied, refuse_foreign
+from scgpt_tl._slots import OWNER, SLOTS, copied, refuse_backed_view, refuse_foreign
 from scgpt_tl.pp._blocks import _parent, open_layer
 from scgpt_tl.pp._quantiles import bin_csr, bin_dtype
+from scgpt_tl.pp._values import check_values
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -85,7 +87,7 @@ def bin_values(
     ------
     ValueError
         `n_bins` below 2; negative, infinite or missing values; `.X` is None; the key holds something else; `mod` for an
-        AnnData or none for a MuData.
+        AnnData or none for a MuData; a view of a file, which takes no results, without `copy`.
     KeyError
         No such layer or modality.
     TypeError
@@ -94,6 +96,7 @@ def bin_values(
     _check_options(n_bins, ties, layer, key_added)
     seed = as_seed(rng)
     source = _modality(data, mod)
+    refuse_backed_view(source, "data" if mod is None else f"data.mod[{mod!r}]", copy=copy)
     slots = {"layers": (key_added,), "uns": (key_added,)}
     refuse_foreign(source, slots, key=key_added, maker=_MAKER, overwrite=overwrite, argument="key_added")
     binned, n_empty = _bin_layer(source, layer, n_bins=int(n_bins), ties=ties, seed=seed)
@@ -131,7 +134,7 @@ def _check_options(n_bins: Any, ties: Any, layer: str | None, key_added: str) ->
 def _modality(data: Any, mod: str | None) -> AnnData:
     """The AnnData that is meant."""
     modalities = getattr(data, "mod", None)
-    if modalities is None:
+    if not isinstance(modalities, Mapping):  # of a DataFrame it is the remainder of a division
         if not (hasattr(data, "layers") and hasattr(data, "obs_names")):
             msg = f"data is {type(data).__name__}; AnnData or MuData is expected"
             raise TypeError(msg)
@@ -157,7 +160,7 @@ def _bin_layer(adata: AnnData, layer: str | None, *, n_bins: int, ties: Ties, se
     lengths, indices = [np.zeros(1, np.int64)], [np.empty(0, np.int32)]
     digits = [np.empty(0, bin_dtype(n_bins))]
     for start, block in matrix.blocks(_ROWS):
-        _check_values(block, start, adata, layer)
+        check_values(block, start, adata, layer)
         lengths.append(np.diff(block.indptr).astype(np.int64))
         indices.append(block.indices)  # maybe a window on the user's own: concatenating copies it
         digits.append(bin_csr(block.indptr, block.indices, block.data, genes, n_bins=n_bins, ties=ties, seed=seed))
@@ -170,28 +173,3 @@ def _bin_layer(adata: AnnData, layer: str | None, *, n_bins: int, ties: Ties, se
     as_csr = sparse.csr_array if isinstance(stored, sparse.sparray) else sparse.csr_matrix
     binned = as_csr((np.concatenate(digits), np.concatenate(indices), indptr), shape=matrix.shape)
     return binned.tocsc() if getattr(stored, "format", None) == "csc" else binned, n_empty
-
-
-def _check_values(block: sparse.csr_matrix, start: int, adata: AnnData, layer: str | None) -> None:
-    """Refuse what has no place in a quantile bin, and say where it is."""
-    if block.nnz == 0:
-        return
-    low, high = block.data.min(), block.data.max()  # NaN comes through both
-    if low >= 0 and high < np.inf:
-        return
-    finite = np.isfinite(block.data)
-    bad = ~finite if not finite.all() else block.data < 0
-    place = int(np.flatnonzero(bad)[0])
-    row = start + int(np.searchsorted(block.indptr, place, side="right")) - 1
-    where = (
-        f"{'.X' if layer is None else f'layer {layer!r}'} holds {block.data[place]} in cell {adata.obs_names[row]!r}"
-    )
-    if not finite.all():
-        msg = f"{where}; values must be finite: look for a division by zero or missing values before binning"
-        raise ValueError(msg)
-    there = ", ".join(map(repr, adata.layers)) or "none here"
-    msg = (
-        f"{where}; values must not be negative, and scaled data are. Counts or log-normalised values are expected: "
-        f"bin adata.raw.to_adata(), or name a layer that holds them with layer= (layers: {there})"
-    )
-    raise ValueError(msg)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from scgpt_tl._slots import stored_x
 from scgpt_tl.pp._readers import (
     CscFileReader,
     CsrFileReader,
@@ -159,7 +160,7 @@ def open_layer(adata: AnnData, layer: str | None = None) -> Matrix:
         msg = f"layer {layer!r} is not in .layers (there: {there}); give one of these, or layer=None for .X"
         raise KeyError(msg)
     parent, rows, columns = _parent(adata)
-    x = parent.X if layer is None else parent.layers[layer]
+    x = stored_x(parent) if layer is None else parent.layers[layer]
     if x is None:
         there = ", ".join(map(repr, adata.layers)) or "none"
         msg = f".X is empty (None); name a layer with layer= (there: {there})"

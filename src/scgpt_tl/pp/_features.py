@@ -11,8 +11,9 @@ import numpy as np
 from scipy import sparse
 
 from scgpt_tl._compat import need
-from scgpt_tl._slots import copied
+from scgpt_tl._slots import check_anndata, copied, refuse_backed_view
 from scgpt_tl.pp._blocks import open_layer
+from scgpt_tl.pp._values import check_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,10 +65,15 @@ def select_genes(
     KeyError
         No such layer or column.
     ValueError
-        `n_genes` below 1.
+        `n_genes` below 1; negative (scaled), infinite or missing values; a view of a file, which takes no results,
+        without `copy`.
+    TypeError
+        `adata` is no AnnData.
     ImportError
         "seurat_v3" without scikit-misc.
     """
+    check_anndata(adata, "adata")
+    refuse_backed_view(adata, "adata", copy=copy)
     table, note = variable_genes(adata, n_genes=n_genes, flavor=flavor, layer=layer, batch_key=batch_key)
     result = copied(adata) if copy else adata
     for column in table:
@@ -130,8 +136,13 @@ def select_peaks(
     KeyError
         No such layer.
     ValueError
-        `n_peaks` below 1, or no cell.
+        `n_peaks` below 1; no cell; negative (scaled), infinite or missing values; a view of a file, which takes no
+        results, without `copy`.
+    TypeError
+        `adata` is no AnnData.
     """
+    check_anndata(adata, "adata")
+    refuse_backed_view(adata, "adata", copy=copy)
     _check_number("n_peaks", n_peaks)
     if adata.n_obs == 0:
         msg = "the data set has no cell, so no share of cells in which a peak is open; check how it was filtered"
@@ -156,7 +167,10 @@ def _values(adata: AnnData, layer: str | None) -> AnnData:
     import pandas as pd
 
     matrix = open_layer(adata, layer)
-    blocks = [block for _, block in matrix.blocks(_ROWS)]
+    blocks = []
+    for start, block in matrix.blocks(_ROWS):
+        check_values(block, start, adata, layer)
+        blocks.append(block)
     x = sparse.csr_matrix(sparse.vstack(blocks, format="csr") if blocks else matrix.shape)
     x = x.copy() if len(blocks) == 1 else x  # one block may be a window on the user's own arrays
     obs, var = (pd.DataFrame(index=pd.RangeIndex(size).astype(str)) for size in matrix.shape)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scgpt_tl._slots import OWNER, SLOTS, copied, refuse_foreign
+from scgpt_tl._slots import OWNER, SLOTS, check_anndata, copied, refuse_backed_view, refuse_foreign
 from scgpt_tl.genes.bundle import vocab_of
 from scgpt_tl.genes.match import HOW, INDEX, KNOWN_COLUMNS, GeneMatch, is_foreign, match_genes
 from scgpt_tl.genes.table import GeneTable, hgnc_table
@@ -71,10 +71,15 @@ def harmonize_genes(
     FileNotFoundError
         No such model or table.
     ValueError
-        The columns hold something else; a downloaded table's hash is not the pinned one.
+        The columns hold something else; a downloaded table's hash is not the pinned one; a view of a file, which takes
+        no results, without `copy`.
+    TypeError
+        `adata` is no AnnData, `model` no model.
     """
     import pandas as pd  # comes with anndata, which this module must not need to be imported
 
+    check_anndata(adata, "adata")
+    refuse_backed_view(adata, "adata", copy=copy)
     vocab = vocab_of(model)
     slots = {"var": (SLOTS.gene, SLOTS.gene_how), "uns": (SLOTS.genes,)}
     refuse_foreign(adata, slots, key=SLOTS.genes, maker=_MAKER, overwrite=overwrite, argument=None)
@@ -99,7 +104,7 @@ def genes_of(adata: AnnData, vocab: GeneVocab, *, table: GeneTable | None = None
     ours = isinstance(found, Mapping) and found.get(OWNER) == _MAKER and found.get("vocab_sha256") == vocab.sha256
     if not ours or SLOTS.gene not in adata.var or SLOTS.gene_how not in adata.var:
         return match_genes(columns_of(adata), vocab, table=table)
-    names = adata.var[SLOTS.gene].fillna("").to_numpy(dtype=str)
+    names = _texts(adata.var[SLOTS.gene])
     ids = vocab.ids(names.tolist())
     columns = columns_of(adata)
     given = columns.get(str(found["column"]), columns[INDEX])
@@ -107,11 +112,16 @@ def genes_of(adata: AnnData, vocab: GeneVocab, *, table: GeneTable | None = None
         ids=ids,
         names=np.where(ids >= 0, names, ""),
         how=adata.var[SLOTS.gene_how].to_numpy(dtype=str),
-        given=np.array([name if isinstance(name, str) else "" for name in given], dtype=str),
+        given=_texts(given),
         column=str(found["column"]),
         also=tuple(np.atleast_1d(found["also"]).tolist()),
         species=found["species"],
     )
+
+
+def _texts(names: Iterable[Any]) -> np.ndarray:
+    """Names, "" where one is missing; a file may have made categories of them, to which "" cannot be added in place."""
+    return np.array([name if isinstance(name, str) else "" for name in names], dtype=str)
 
 
 def describe(match: GeneMatch, vocab: GeneVocab) -> str:
