@@ -24,6 +24,12 @@ def test_confusion_counts_every_pair(annotated):
     np.testing.assert_allclose(table.groupby("truth", observed=True)["share"].sum(), 1)
 
 
+def test_cells_may_share_a_name(annotated):
+    expected = get.confusion_df(annotated, truth_key="truth")
+    annotated.obs_names = ["a", "b", "a", "b", "a"]
+    pd.testing.assert_frame_equal(get.confusion_df(annotated, truth_key="truth"), expected)
+
+
 def test_confusion_agrees_with_class_scores(annotated):
     rng = np.random.default_rng(0)
     truth = rng.choice(["B", "T", "NK", None], 200)

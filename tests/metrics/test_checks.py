@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 from scgpt_tl.metrics import _checks
 
@@ -39,3 +40,16 @@ def test_codes_are_sorted_and_missing_is_minus_one():
 def test_one_column_at_a_time():
     with pytest.raises(ValueError, match=r"shape \(cells,\), found \(2, 1\)"):
         _checks.names(pd.DataFrame({"a": [1, 2]}))
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix, sparse.csc_array, pd.DataFrame, list])
+def test_points_may_be_kept_in_anything(kind):
+    points = np.arange(6.0).reshape(3, 2)
+    np.testing.assert_array_equal(_checks.points(kind(points)), points)
+    np.testing.assert_array_equal(_checks.points(points.astype(object)), points)
+
+
+@pytest.mark.parametrize("values", [[["a", "b"]] * 3, np.full((3, 2), "x", object), np.ones((3, 2), complex)])
+def test_points_are_real_numbers(values):
+    with pytest.raises(ValueError, match="an embedding must hold real numbers, found "):
+        _checks.points(values)

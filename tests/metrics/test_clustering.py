@@ -152,6 +152,46 @@ def test_labels_and_clusters_of_two_lengths():
         c.nmi(list("aab"), [0, 1])
 
 
+@pytest.mark.parametrize("score", [c.nmi, c.ari])
+@pytest.mark.parametrize(
+    ("labels", "clusters", "says"),
+    [
+        ([None, None, np.nan], [1, 2, 3], "none of the 3 cells has a label; is this the right column"),
+        ([], [], "none of the 0 cells has a label"),
+        (["a", "b", "a", None], [1, np.nan, 1, np.nan], "1 of 3 labelled cells have no cluster: leave them out"),
+        (["a", "b", "a"], ["x", None, "x"], "1 of 3 labelled cells have no cluster"),
+    ],
+)
+def test_what_is_missing_is_no_agreement(score, labels, clusters, says):
+    with pytest.raises(ValueError, match=says):
+        score(labels, clusters)
+
+
+@pytest.mark.parametrize("score", [c.nmi, c.ari])
+def test_clusters_may_be_named_in_any_way(score):
+    for clusters in (["x", 1, "x"], pd.Categorical(["x", "y", "x"]), [1.0, 2.0, 1.0]):
+        assert score(["a", "b", "a"], clusters) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"seeds": ()}, "seeds is empty"),
+        ({"resolutions": []}, "resolutions is empty"),
+        ({"n_neighbors": 1}, "n_neighbors=1: a whole number of at least 2"),
+        ({"n_neighbors": 2.5}, "n_neighbors=2.5: a whole number"),
+    ],
+)
+def test_bad_options(blobs, options, says):
+    with pytest.raises(ValueError, match=says):
+        c.cluster_scores(*blobs, **options)
+
+
+def test_one_seed_and_one_resolution_need_no_list(blobs):
+    one = c.cluster_scores(*blobs, seeds=1, resolutions=0.5)
+    assert one == c.cluster_scores(*blobs, seeds=(1,), resolutions=(0.5,))
+
+
 def test_clusters_are_scanpys(blobs):
     """The same well-parted clouds, clustered by scanpy's own call."""
     graph = c.neighbour_graph(blobs[0])

@@ -6,6 +6,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix
 
 from scgpt_tl import metrics
 
@@ -46,6 +47,16 @@ def test_cells_that_are_left_out_may_have_no_place(mixed, batch_key):
     mixed.obsm["X_scGPT"][1] = np.nan
     with pytest.raises(ValueError, match="1 of 60 cells have NaN"):
         metrics.compare(mixed, **options)
+
+
+@pytest.mark.parametrize("keys", ["kept", ["kept"]])
+@pytest.mark.parametrize("kind", [csr_matrix, pd.DataFrame, np.asarray])
+def test_keys_alone_are_their_own_names_and_any_storage_is_read(adata, keys, kind):
+    options = {"labels_key": "cell_type", "seeds": 0, "resolutions": (0.5,)}
+    points = pd.DataFrame(adata.obsm["X_noise"], index=adata.obs_names)
+    adata.obsm["kept"] = points if kind is pd.DataFrame else kind(points)
+    expected = metrics.compare(adata, embeddings={"kept": "X_noise"}, **options)
+    pd.testing.assert_frame_equal(metrics.compare(adata, embeddings=keys, **options), expected)
 
 
 def test_missing_slots_are_named(adata):
@@ -143,6 +154,10 @@ def test_layer_is_what_baselines_are_made_of(mixed):
         ({"baselines": ("harmony",)}, "harmony is about batches"),
         ({"extended": True}, "extended=True is about batches"),
         ({"embeddings": {"HVG + PCA": "X_noise"}, "baselines": ("hvg_pca",)}, "asked for twice"),
+        ({"embeddings": []}, "embeddings is empty"),
+        ({"seeds": ()}, "seeds is empty"),
+        ({"resolutions": ()}, "resolutions is empty"),
+        ({"n_neighbors": 1}, "n_neighbors=1: a whole number of at least 2"),
     ],
 )
 def test_bad_options(adata, options, says):

@@ -60,6 +60,13 @@ def test_without_reference_and_without_probabilities(sides):
     assert table.loc["b", "accuracy"] == 1
 
 
+@pytest.mark.parametrize("keys", ["scgpt_pred", ["scgpt_pred"]])
+def test_columns_alone_are_their_own_names(sides, keys):
+    expected = metrics.compare_labels(sides[0], predictions={"scgpt_pred": "scgpt_pred"}, labels_key="cell_type")
+    found = metrics.compare_labels(sides[0], predictions=keys, labels_key="cell_type")
+    pd.testing.assert_frame_equal(found, expected)
+
+
 def test_probabilities_of_other_keys_and_as_a_table(sides):
     query = sides[0]
     query.obs["mine"] = query.obs["scgpt_pred"]

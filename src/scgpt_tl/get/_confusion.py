@@ -43,7 +43,8 @@ def confusion_df(adata: AnnData, *, truth_key: str, pred_key: str = SLOTS.label)
     kept = truth.notna().to_numpy()
     if UNKNOWN not in pred.cat.categories:
         pred = pred.cat.add_categories([UNKNOWN])
-    n = pd.crosstab(truth[kept].astype(str), pred[kept].fillna(UNKNOWN).astype(str))
+    pairs = truth[kept].to_numpy(dtype=str), pred[kept].fillna(UNKNOWN).to_numpy(dtype=str)  # cells may share a name
+    n = pd.crosstab(*pairs)
     rows = [name for name in truth.cat.categories if name in n.index]
     columns = [name for name in pred.cat.categories if name in n.columns or name in rows]
     rows, columns = _diagonal(n.reindex(index=rows, columns=columns, fill_value=0))

@@ -6,13 +6,26 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import issparse
 
 from scgpt_tl._slots import UNKNOWN
 
 
+def numbers(embedding: Any) -> np.ndarray:
+    """An embedding as an array of numbers, whatever it is kept in."""
+    found = embedding.toarray() if issparse(embedding) else np.asarray(embedding)
+    try:
+        if found.dtype.kind == "O":
+            return found.astype(np.float64)
+        return found if found.dtype.kind in "biuf" else found.astype(np.float64, casting="safe")
+    except (TypeError, ValueError) as error:
+        msg = f"an embedding must hold real numbers, found {found.dtype} ({error})"
+        raise ValueError(msg) from error
+
+
 def points(embedding: Any) -> np.ndarray:
     """An embedding as an array `(n, D)`, refused where it has no such shape or values that are not finite."""
-    found = np.asarray(embedding)
+    found = numbers(embedding)
     if found.ndim != 2 or len(found) < 3:
         msg = f"an embedding must have shape (cells, dimensions) with at least 3 cells, found {found.shape}"
         raise ValueError(msg)
@@ -62,17 +75,24 @@ def codes(labels: Any) -> tuple[np.ndarray, np.ndarray]:
     return pd.factorize(names(labels), sort=True)
 
 
+def refuse_unlabelled(codes: np.ndarray) -> None:
+    """Refuse codes of labels none of which is known: there is nothing to score."""
+    if not (codes >= 0).any():
+        msg = f"none of the {len(codes)} cells has a label; is this the right column of .obs?"
+        raise ValueError(msg)
+
+
 def labelled(embedding: Any, labels: Any, *, what: str = "labels") -> tuple[np.ndarray, np.ndarray, int]:
     """Points and label codes of the cells that have a label, and the number that have none."""
     found = points(embedding)
-    numbers, distinct = codes(labels)
-    same_length(len(found), numbers, what)
-    kept = numbers >= 0
+    coded, distinct = codes(labels)
+    same_length(len(found), coded, what)
+    kept = coded >= 0
     if not 2 <= len(distinct) < kept.sum():
         msg = f"{len(distinct)} distinct {what} on {kept.sum()} labelled cells: at least 2 {what} and more cells"
         msg += f" than {what} are needed; is this the right column of .obs?"
         raise ValueError(msg)
-    return found[kept], numbers[kept], int((~kept).sum())
+    return found[kept], coded[kept], int((~kept).sum())
 
 
 def both(embedding: Any, labels: Any, batches: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
@@ -81,14 +101,12 @@ def both(embedding: Any, labels: Any, batches: Any) -> tuple[np.ndarray, np.ndar
     types, _ = codes(labels)
     same_length(len(found), types, "labels")
     same_length(len(found), batches, "batches")
-    if not (types >= 0).any():
-        msg = f"none of the {len(found)} cells has a label; is this the right column of .obs?"
-        raise ValueError(msg)
+    refuse_unlabelled(types)
     batch = names(batches)
     batch[types < 0] = None
     kept = pd.notna(batch)
-    found, numbers, n_left_out = labelled(found, batch, what="batches")
-    return found, types[kept], numbers, n_left_out
+    found, coded, n_left_out = labelled(found, batch, what="batches")
+    return found, types[kept], coded, n_left_out
 
 
 def same_length(n_cells: int, values: Any, what: str, where: str = "the embedding") -> None:

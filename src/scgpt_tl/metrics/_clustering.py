@@ -64,6 +64,11 @@ def nmi(labels: Any, clusters: Any) -> float:
 
     0 where the clusters tell nothing of the labels, 1 where they are the same partition. Cells without label are left
     out.
+
+    Raises
+    ------
+    ValueError
+        Where no cell has a label, a labelled cell has no cluster, or the lengths do not agree.
     """
     codes, found = _paired(labels, clusters)
     return float(normalized_mutual_info_score(codes, found))
@@ -73,6 +78,11 @@ def ari(labels: Any, clusters: Any) -> float:
     """Adjusted Rand index of two labellings `(n,)`: 1 for the same partition, 0 on average for a random one.
 
     Cells without label are left out.
+
+    Raises
+    ------
+    ValueError
+        Where no cell has a label, a labelled cell has no cluster, or the lengths do not agree.
     """
     codes, found = _paired(labels, clusters)
     return float(adjusted_rand_score(codes, found))
@@ -117,11 +127,17 @@ def neighbour_graph(embedding: Any, *, n_neighbors: int = 15, exact: bool = Fals
     Returns
     -------
     Symmetric weights in (0, 1], `(n, n)`.
+
+    Raises
+    ------
+    ValueError
+        On another shape, values that are not finite, or fewer than 2 neighbours.
     """
     import anndata as ad
     import scanpy as sc
 
     points = _checks.points(embedding)
+    check_neighbors(n_neighbors)
     holder = ad.AnnData(obs=pd.DataFrame(index=pd.RangeIndex(len(points)).astype(str)))
     holder.obsm["emb"] = points
     k = min(n_neighbors, len(points) - 1)
@@ -212,8 +228,10 @@ def cluster_scores(
     Raises
     ------
     ValueError
-        On shapes that do not agree, values that are not finite, or fewer than two labels.
+        On shapes that do not agree, values that are not finite, fewer than two labels, fewer than 2 neighbours, or no
+        resolution or seed.
     """
+    resolutions, seeds = several("resolutions", resolutions), several("seeds", seeds)
     points, codes, n_unlabelled = _checks.labelled(embedding, labels)
     if graph is None:
         graph = neighbour_graph(points, n_neighbors=n_neighbors)
@@ -245,9 +263,29 @@ def _best(
 
 def _paired(labels: Any, clusters: Any) -> tuple[np.ndarray, np.ndarray]:
     codes, _ = _checks.codes(labels)
-    found = np.asarray(clusters)
+    found, _ = _checks.codes(clusters)
     if len(codes) != len(found):
         msg = f"{len(codes)} labels but {len(found)} cluster numbers"
         raise ValueError(msg)
+    _checks.refuse_unlabelled(codes)
     kept = codes >= 0
+    if missing := int((found[kept] < 0).sum()):
+        msg = f"{missing} of {kept.sum()} labelled cells have no cluster: leave them out, or cluster them too"
+        raise ValueError(msg)
     return codes[kept], found[kept]
+
+
+def several(name: str, values: Any) -> list[Any]:
+    """The values of an argument, of which there must be one; a number is a list of one."""
+    found = [values] if np.ndim(values) == 0 and not hasattr(values, "__iter__") else list(values)
+    if not found:
+        msg = f"{name} is empty: give at least one"
+        raise ValueError(msg)
+    return found
+
+
+def check_neighbors(n_neighbors: Any) -> None:
+    """Refuse what is no size of a neighbourhood."""
+    if not isinstance(n_neighbors, int | np.integer) or n_neighbors < 2:
+        msg = f"n_neighbors={n_neighbors!r}: a whole number of at least 2 is needed, the cell itself included"
+        raise ValueError(msg)

@@ -12,7 +12,7 @@ from scgpt_tl._compat import need
 from scgpt_tl._slots import MAKERS
 from scgpt_tl.metrics import _checks
 from scgpt_tl.metrics._batches import batch_scores, overall
-from scgpt_tl.metrics._clustering import RESOLUTIONS, cluster_scores, neighbour_graph
+from scgpt_tl.metrics._clustering import RESOLUTIONS, check_neighbors, cluster_scores, neighbour_graph, several
 from scgpt_tl.metrics._mixing import mixing_scores
 from scgpt_tl.metrics._verdict import verdict
 from scgpt_tl.metrics.baselines import EMBEDDINGS, NEEDS
@@ -26,7 +26,7 @@ _COUNTS = ("n_clusters", "n_cells", "n_unlabelled")
 def compare(
     adata: AnnData,
     *,
-    embeddings: Mapping[str, str],
+    embeddings: Mapping[str, str] | Sequence[str],
     labels_key: str,
     batch_key: str | None = None,
     baselines: Sequence[str] | Mapping[str, Mapping[str, Any]] = (),
@@ -43,7 +43,7 @@ def compare(
     adata
         Holds the embeddings in `.obsm` and the labels in `.obs`; nothing is written to it.
     embeddings
-        Name to show -> key of `.obsm`. The first one is judged against the others.
+        Name to show -> key of `.obsm`, or keys alone. The first one is judged against the others.
     labels_key
         Column of `.obs` with the true labels; cells without one are left out and counted.
     batch_key
@@ -77,9 +77,13 @@ def compare(
     ImportError
         Where a baseline or score needs a package that is absent; the message is the line that installs it.
     ValueError
-        Where no embedding is asked for, a baseline is unknown or needs batches, or the labels cannot be scored.
+        Where no embedding, resolution or seed is asked for, a baseline is unknown or needs batches, an embedding holds
+        no numbers, or the labels cannot be scored.
     """
+    embeddings = by_name(embeddings)
     wanted = _asked(embeddings, baselines, batch_key, extended=extended)
+    resolutions, seeds = several("resolutions", resolutions), several("seeds", seeds)
+    check_neighbors(n_neighbors)
     column(adata, labels_key)
     column(adata, batch_key, "batch_key")
     for key in embeddings.values():
@@ -90,7 +94,7 @@ def compare(
     labels = _checks.types(adata.obs[labels_key])
     batches = None if batch_key is None else _checks.names(adata.obs[batch_key])
     kept = pd.notna(labels) if batches is None else pd.notna(labels) & pd.notna(batches)
-    found = {name: np.asarray(adata.obsm[key]) for name, key in embeddings.items()}
+    found = {name: _checks.numbers(adata.obsm[key]) for name, key in embeddings.items()}
     for points in found.values():  # before any long work
         if batches is None:
             _checks.labelled(np.where(kept[:, None], points, 0), labels)
@@ -113,6 +117,13 @@ def column(adata: AnnData, key: str | None, argument: str = "labels_key") -> Non
     if key is not None and key not in adata.obs:
         msg = f"adata.obs has no column {key!r}; {argument} may be one of {list(adata.obs.columns)}"
         raise KeyError(msg)
+
+
+def by_name(keys: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
+    """Name to show -> key; a key that is given alone, or in a list, is its own name."""
+    if isinstance(keys, Mapping):
+        return dict(keys)
+    return {key: key for key in ([keys] if isinstance(keys, str) else keys)}
 
 
 def chosen(

@@ -11,7 +11,7 @@ import pandas as pd
 
 from scgpt_tl._slots import MAKERS, SLOTS, UNKNOWN
 from scgpt_tl.metrics import _checks
-from scgpt_tl.metrics._compare import chosen, column, expression
+from scgpt_tl.metrics._compare import by_name, chosen, column, expression
 from scgpt_tl.metrics._labels import class_scores
 from scgpt_tl.metrics._verdict import verdict
 from scgpt_tl.metrics.baselines import CLASSIFIERS
@@ -28,7 +28,7 @@ _COUNTS = ("n_cells", "n_unknown", "n_unlabelled")
 def compare_labels(
     adata: AnnData,
     *,
-    predictions: Mapping[str, str],
+    predictions: Mapping[str, str] | Sequence[str],
     labels_key: str,
     reference: AnnData | None = None,
     reference_labels_key: str | None = None,
@@ -44,9 +44,9 @@ def compare_labels(
     adata
         Holds calls and truth in `.obs`; nothing is written to it.
     predictions
-        Name to show -> column of `.obs`. The first one is judged against the others. Where `.obsm` holds probabilities
-        beside it (`key + "_probabilities"`, a DataFrame or an array with the names of its columns in
-        `.uns[key]["classes"]`, as `tl.scgpt_annotate` leaves them), their calibration error is taken.
+        Name to show -> column of `.obs`, or columns alone. The first one is judged against the others. Where `.obsm`
+        holds probabilities beside it (`key + "_probabilities"`, a DataFrame or an array with the names of its columns
+        in `.uns[key]["classes"]`, as `tl.scgpt_annotate` leaves them), their calibration error is taken.
     labels_key
         Column of `.obs` with the true types; cells without one are left out and counted.
     reference
@@ -78,6 +78,7 @@ def compare_labels(
         Where nothing is to be scored, a baseline is unknown, both sides share fewer than 3 genes, or the labels cannot
         be scored.
     """
+    predictions = by_name(predictions)
     if not predictions:
         msg = "predictions is empty: give {name: column of adata.obs}, the one to be judged first"
         raise ValueError(msg)
