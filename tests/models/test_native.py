@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from scgpt_tl.genes.folders import bundled_folder
 from scgpt_tl.models.model import load_model, with_random_weights
 
 FILES = ["config.json", "model.safetensors", "provenance.json", "vocab.json"]
@@ -156,6 +157,36 @@ def test_a_changed_config(native: Path, changes: dict, message: str):
     file.write_text(json.dumps(head), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         load_model(native)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_bins": 31}, {"ties": "upper"}, {"cls_value": 0.0}, {"n_heads": 2}, {"norm_scheme": "published_pre"},
+        {"cell_style": "w-pool"}, {"attn_dropout": 0.5}, {"max_length": 10}, {"dropout": ...},
+    ],
+)  # fmt: skip
+def test_a_config_that_fits_the_weights_and_was_changed(native: Path, edit_json, changes: dict):
+    file = native / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))["config"] | changes
+    edit_json(file, config={key: value for key, value in config.items() if value is not ...})
+    with pytest.raises(ValueError, match=r"config.json tells of config, labels and batches has the sha256 .* changed"):
+        load_model(native)
+    edit_json(file, config_sha256=...)  # a folder older than this hash
+    assert load_model(native).sha256
+
+
+def test_changed_labels_are_told(make_model, tmp_path: Path, edit_json):
+    folder = make_model(heads=("cls",), n_classes=2, labels=("B", "T")).save(tmp_path / "labelled")
+    edit_json(folder / "config.json", labels=["T", "B"])
+    with pytest.raises(ValueError, match="one of them was changed"):
+        load_model(folder)
+
+
+def test_the_shipped_model_has_every_hash():
+    head = json.loads((bundled_folder() / "pbmc-mini" / "config.json").read_text(encoding="utf-8"))
+    assert {"weights_sha256", "vocab_sha256", "config_sha256"} <= set(head)
+    assert load_model("pbmc-mini", heads="gep").name == "pbmc-mini"
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[]", "holds a list"), ("\udcff", "is not JSON")])

@@ -22,6 +22,7 @@ VARIANTS = [
     "mo_mod_batch", "mo_mod", "mo_batch", "mo_none",
 ]  # fmt: skip
 Table = OrderedDict[str, torch.Tensor]
+GENES, MIDDLE = "encoder.embedding.weight", "transformer_encoder.layers.0.linear1.weight"
 
 
 @pytest.fixture(scope="module")
@@ -351,9 +352,17 @@ class TestStrictness:
             ("d_hid", ..., "d_hid is None"),
             ("embsize", "64", "embsize is '64'"),
             ("n_bins", 1, "n_bins=1: at least 2"),
-            ("pad_value", "-2", "pad_value is '-2', expected a number"),
-            ("mask_value", None, "mask_value is None, expected a number"),
-            ("dropout", True, "dropout is True, expected a number"),
+            ("pad_value", "-2", "pad_value is '-2', expected a finite number"),
+            ("mask_value", None, "mask_value is None, expected a finite number"),
+            ("dropout", True, "dropout is True, expected a finite number"),
+            ("dropout", 2, "dropout=2: a share from 0 to below 1"),
+            ("pad_value", float("inf"), "pad_value is inf, expected a finite number"),
+            ("mask_value", float("nan"), "mask_value is nan, expected a finite number"),
+            ("max_seq_len", 1, "max_length=1: at least 2 .*max_length max_seq_len"),
+            ("n_layers_cls", "3", "n_layers_cls='3': at least 1"),
+            ("scgpt_tl", {"labels": 5}, "labels is not a list of names"),
+            ("scgpt_tl", {"batches": "abc"}, "batches is not a list of names"),
+            ("scgpt_tl", {"config": {"n_modalities": 2, "pad_modality": 5}}, "describes no network"),
             ("scgpt_tl", 3, "scgpt_tl is 3, expected an object"),
             ("scgpt_tl", {"config": {"tie": 1}}, "unknown model option 'tie'; did you mean 'ties'"),
             ("scgpt_tl", {"config": 4}, "scgpt_tl.config is not understood"),
@@ -414,6 +423,22 @@ class TestBrokenFiles:
     def test_other_content(self, official: Path, content: object, message: str):
         torch.save(content, official / "best_model.pt")
         with pytest.raises(ValueError, match=message):
+            load_model(official)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda state: OrderedDict(enumerate(state.values())), "whose names are no text: 0, 1, 2"),
+            (lambda state: state | {GENES: state[GENES].to_sparse()}, "sparse, .*: encoder.embedding.weight"),
+            (lambda state: state | {GENES: state[GENES].to("meta")}, "without numbers: encoder.embedding.weight"),
+            (lambda state: state | {GENES: state[GENES].to(torch.complex64)}, "complex .*: encoder.embedding.weight"),
+            (lambda state: state | {GENES: torch.tensor(1.0)}, r"embedding.weight of shape \(\): two dimensions"),
+            (lambda state: state | {MIDDLE: torch.ones(3)}, r"linear1.weight of shape \(3,\): two dimensions"),
+        ],
+    )
+    def test_tensors_of_another_kind(self, official: Path, edit_weights, change, message: str):
+        edit_weights(official, change)
+        with pytest.raises(ValueError, match=rf"best_model.pt holds .*{message}"):
             load_model(official)
 
     @pytest.mark.parametrize("name", ["best_model.pt", "vocab.json"])

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from functools import cache
+from math import isfinite
+from numbers import Integral, Real
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from scgpt_tl._nearest import nearest
+from scgpt_tl._nearest import check_choice, nearest
+
+#: Sizes that a network cannot do without; any other is 0 at least.
+_LEAST = dict.fromkeys(("n_tokens", "d_model", "n_heads", "n_layers", "d_ff", "n_layers_cls"), 1)
+_LEAST |= {"n_bins": 2, "max_length": 2}  # a bin for zeros and one for the rest; <cls> and a gene
 
 
 @dataclass(frozen=True)
@@ -65,13 +72,33 @@ class ModelConfig:
     gepc_style: Literal["inner product", "concat query", "sum query"] = "inner product"
 
     def __post_init__(self) -> None:
+        heads: Any = self.heads  # JSON gives a list
+        object.__setattr__(self, "heads", (heads,) if isinstance(heads, str) else tuple(heads))
+        for name, kind in _kinds().items():
+            _check_kind(name, getattr(self, name), kind)
+        for name in ("dropout", "attn_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                msg = f"{name}={getattr(self, name)}: a share from 0 to below 1 is expected"
+                raise ValueError(msg)
+        for name in ("pad_id", "cls_id"):
+            if getattr(self, name) >= self.n_tokens:
+                msg = f"{name}={getattr(self, name)} is no token: n_tokens is {self.n_tokens}"
+                raise ValueError(msg)
         if self.d_model % self.n_heads:
             msg = f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}"
             raise ValueError(msg)
-        if self.n_bins < 2:
-            msg = f"n_bins={self.n_bins}: at least 2 are needed"
-            raise ValueError(msg)
-        object.__setattr__(self, "heads", tuple(self.heads))  # JSON gives a list
+        self._check_special_values()
+
+    def _check_special_values(self) -> None:
+        """Values are looked up in a table of the bins and these."""
+        if self.value_style == "scaling":
+            return
+        most = self.n_bins + 1 if self.value_style == "category" else self.n_bins - 1
+        for name in ("pad_value", "mask_value", "cls_value"):
+            value = getattr(self, name)
+            if value != int(value) or value > most:
+                msg = f"{name}={value}: a whole number of at most {most} is expected where n_bins is {self.n_bins}"
+                raise ValueError(msg)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -91,3 +118,28 @@ class ModelConfig:
     def d_context(self) -> int:
         """Width that batch and modality embeddings add to the heads' input; 0 where none join."""
         return self.d_model if (self.batch_in_heads or self.n_modalities) else 0
+
+
+@cache
+def _kinds() -> dict[str, Any]:
+    return get_type_hints(ModelConfig)
+
+
+def _check_kind(name: str, value: Any, kind: Any) -> None:
+    """Refuse what is not of the kind that a field is declared as, or no size."""
+    if get_origin(kind) is Literal:
+        check_choice(name, value, get_args(kind))
+    elif kind is bool or kind is float:
+        fits = isinstance(value, bool) if kind is bool else _is_number(value, Real) and isfinite(value)
+        if not fits:
+            msg = f"{name}={value!r}: {'true or false' if kind is bool else 'a finite number'} is expected"
+            raise ValueError(msg)
+    elif name != "heads" and not (value is None and type(None) in get_args(kind)):
+        least = _LEAST.get(name, 0)
+        if not _is_number(value, Integral) or value < least:
+            msg = f"{name}={value!r}: at least {least} is needed, a whole number"
+            raise ValueError(msg)
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

@@ -199,7 +199,7 @@ def load_model(
         A folder (native, or official: args.json, best_model.pt, vocab.json), a name of `models.available()`, or a
         `Model`, which is handed back.
     heads
-        Heads that must be there. Others may be absent; `Model.coverage` says which.
+        Head, or heads, that must be there. Others may be absent; `Model.coverage` says which.
     ignore
         Official folders: beginnings of parameter names to leave out.
 
@@ -215,8 +215,9 @@ def load_model(
     ValueError
         A file is truncated, changed, holds pickled code, or does not fit the others.
     """
-    loaded = model if isinstance(model, Model) else Model(**_read(_find(model), ignore))
-    if lacking := [head for head in heads if head not in loaded.config.heads]:
+    wanted, left_out = ((given,) if isinstance(given, str) else tuple(given) for given in (heads, ignore))
+    loaded = model if isinstance(model, Model) else Model(**_read(_find(model), left_out))
+    if lacking := [head for head in wanted if head not in loaded.config.heads]:
         known = [head for head in HEADS if head in loaded.config.heads]
         msg = f"model {loaded.name!r} has no head {', '.join(lacking)}; it has {', '.join(known) or 'none'}"
         raise ValueError(msg)

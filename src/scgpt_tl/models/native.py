@@ -12,16 +12,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from scgpt_tl import __version__
-from scgpt_tl.core.config import ModelConfig
 from scgpt_tl.genes.bundle import FORMAT, Bundle, read_bundle, read_json
+from scgpt_tl.models._config import described, digest, names_of
 from scgpt_tl.models._coverage import compare
 from scgpt_tl.models._folder import written_beside
-from scgpt_tl.models._weights import HEADS, adopt, fingerprint, shapes, skeleton
+from scgpt_tl.models._weights import HEADS, adopt, fingerprint, shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from scgpt_tl.core.scgpt import Network
     from scgpt_tl.models.model import Model
 
 WEIGHTS, ARRAYS = "model.safetensors", "arrays.safetensors"
@@ -41,6 +40,7 @@ def write(model: Model, folder: str | Path, *, card: str | None = None, overwrit
         "arrays_sha256": fingerprint(arrays) if arrays else None,
         "scgpt_tl": __version__,
     }
+    head["config_sha256"] = digest(head)
     texts = {"config.json": _dump(head), "provenance.json": _dump(model.provenance)}
     if card is not None:
         texts["MODEL_CARD.md"] = card
@@ -73,7 +73,7 @@ def read(folder: Path) -> dict[str, Any]:
     head = read_json(file)
     _compare_hash(head, "vocab_sha256", bundle.vocab.sha256, folder / "vocab.json", file)
     _check_vocabulary(head["config"], bundle)
-    network = _network(head["config"], file)
+    network = described(head["config"], file)
     state = _read_weights(bundle.weights_file)
     absent = [name for name in HEADS if name not in network.config.heads]
     coverage = compare(shapes(state), shapes(network.state_dict()), absent_heads=absent)
@@ -81,13 +81,16 @@ def read(folder: Path) -> dict[str, Any]:
         msg = f"{bundle.weights_file} does not hold the network that {file} describes; fetch both again\n{coverage}"
         raise ValueError(msg)
     _compare_hash(head, "weights_sha256", fingerprint(state), bundle.weights_file, file)
+    labels, batches = (names_of(head, key, file) for key in ("labels", "batches"))
+    if "config_sha256" in head:  # folders older than it have none
+        _compare_hash(head, "config_sha256", digest(head), f"what {file} tells of config, labels and batches", file)
     return {
         "config": network.config,
         "vocab": bundle.vocab,
         "network": adopt(network, state),
         "name": str(head.get("name") or bundle.name),
-        "labels": _map(head, "labels", file),
-        "batches": _map(head, "batches", file),
+        "labels": labels,
+        "batches": batches,
         "provenance": _provenance(folder / "provenance.json"),
         "arrays": _arrays(folder / ARRAYS, head, file),
         "coverage": coverage,
@@ -103,14 +106,6 @@ def _check_vocabulary(values: dict[str, Any], bundle: Bundle) -> None:
         raise ValueError(msg)
 
 
-def _network(values: dict[str, Any], file: Path) -> Network:
-    try:
-        return skeleton(ModelConfig.from_dict(values))
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # torch asserts some of its arguments
-        msg = f"{file}: 'config' describes no network of this package ({error}); fetch it again or use a newer release"
-        raise ValueError(msg) from error
-
-
 def _read_weights(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)  # memory-mapped
@@ -119,23 +114,13 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
         raise ValueError(msg) from error
 
 
-def _compare_hash(head: dict[str, Any], key: str, found: str, of: Path, file: Path) -> None:
+def _compare_hash(head: dict[str, Any], key: str, found: str, of: object, file: Path) -> None:
     if head.get(key) != found:
         msg = (
             f"{of} has the sha256 {found[:12]}..., {file} says {str(head.get(key))[:12]!r}: one of them was changed "
             "after the model was saved; fetch the folder again (a change on purpose is saved by Model.save)"
         )
         raise ValueError(msg)
-
-
-def _map(head: dict[str, Any], key: str, file: Path) -> tuple[str, ...] | None:
-    value = head.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        msg = f"{file}: {key} is not a list of names"
-        raise ValueError(msg)
-    return tuple(value)
 
 
 def _provenance(file: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +16,7 @@ import torch
 
 from scgpt_tl.core.config import ModelConfig
 from scgpt_tl.genes.bundle import Bundle, read_bundle
+from scgpt_tl.models._config import described, names_of
 from scgpt_tl.models._coverage import Coverage, compare
 from scgpt_tl.models._folder import written_beside
 from scgpt_tl.models._names import infer_config, to_ours, to_published
@@ -31,6 +33,7 @@ WEIGHTS = "best_model.pt"
 #: What is assumed where args.json is silent: the published package's own defaults. Sizes and nheads have none.
 DEFAULTS = {"n_bins": 51, "max_seq_len": 1200, "pad_value": -2, "mask_value": -1, "dropout": 0.2}
 _OWN = "scgpt_tl"  # an object in args.json for what the published keys cannot say; the published package ignores it
+_TABLES = (".table.weight", ".conditions.weight", ".up.weight", ".out.weight", ".query.weight", ".fc1.weight")
 _EVERY_MODEL_HAS = ("backbone.genes.table.weight", "backbone.blocks.0.up.weight")
 
 
@@ -67,10 +70,10 @@ def read(folder: Path, *, ignore: Collection[str] = ()) -> dict[str, Any]:
     args = json.loads((folder / "args.json").read_text(encoding="utf-8"))
     state = read_state(bundle.weights_file, ignore=ignore)
     _check_sizes(state, bundle)
-    own = _own(args, folder / "args.json")
-    config = _config(args, state.weights, bundle)
-    config = _override(config, own.get("config", {}), folder / "args.json")
-    network = skeleton(config)
+    file = folder / "args.json"
+    own = _own(args, file)
+    config = _override(_config(args, state.weights, bundle), own.get("config", {}), file)
+    network = described(config.to_dict(), file)
     coverage = cover(state, config)
     if not coverage.complete:
         msg = (
@@ -86,8 +89,8 @@ def read(folder: Path, *, ignore: Collection[str] = ()) -> dict[str, Any]:
         "vocab": bundle.vocab,
         "network": adopt(network, state.weights),
         "name": str(own.get("name", bundle.name)),
-        "labels": _names_of(own, "labels"),
-        "batches": _names_of(own, "batches"),
+        "labels": names_of(own, "labels", file),
+        "batches": names_of(own, "batches", file),
         "provenance": {"format": "official", "args": args, "assumed": _assumed(args, folder)},
         "coverage": coverage,
     }
@@ -105,8 +108,7 @@ def read_state(file: Path, *, ignore: Collection[str] = ()) -> State:
     weights: dict[str, Tensor] = {}
     spelled: dict[str, str] = {}
     unknown: dict[str, tuple[int, ...]] = {}
-    beginnings = (ignore,) if isinstance(ignore, str) else tuple(ignore)
-    left_out = tuple(name for name in raw if name.startswith(beginnings))
+    left_out = tuple(name for name in raw if name.startswith(tuple(ignore)))
     for name, tensor in raw.items():
         ours = to_ours(name)
         if name in left_out:
@@ -203,7 +205,20 @@ def _load_tensors(file: Path) -> Mapping[str, Tensor]:
             "tensors; where the weights are one of these, save that one alone with torch.save"
         )
         raise ValueError(msg)
+    if odd := [repr(name) for name in state if not isinstance(name, str)]:
+        msg = f"{file} holds tensors whose names are no text: {', '.join(odd[:5])}; save the model's state_dict() anew"
+        raise ValueError(msg)
+    if odd := [name for name, tensor in state.items() if not _is_plain(tensor)]:
+        msg = (
+            f"{file} holds tensors that are sparse, quantised, complex or without numbers: {', '.join(odd[:5])}. "
+            "Expected plain ones: save them anew after .to_dense() or .dequantize()"
+        )
+        raise ValueError(msg)
     return state
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return not (tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta)
 
 
 def _check_sizes(state: State, bundle: Bundle) -> None:
@@ -217,6 +232,10 @@ def _check_sizes(state: State, bundle: Bundle) -> None:
         )
         raise ValueError(msg)
     shape = shapes(state.weights)
+    if odd := [name for name in shape if name.endswith(_TABLES) and len(shape[name]) != 2]:
+        names = ", ".join(f"{state.spelled[name]} of shape {shape[name]}" for name in odd)
+        msg = f"{bundle.weights_file} holds {names}: two dimensions are expected; fetch it again"
+        raise ValueError(msg)
     n_tokens, width = shape[_EVERY_MODEL_HAS[0]]
     layers = len({name.split(".")[2] for name in shape if name.startswith("backbone.blocks.")})
     found = {"embsize": width, "d_hid": shape[_EVERY_MODEL_HAS[1]][0], "nlayers": layers}
@@ -258,7 +277,7 @@ def _config(args: Mapping[str, Any], weights: Mapping[str, Tensor], bundle: Bund
     try:
         return infer_config(weights, **known, **{key: float(value) for key, value in values.items()})
     except ValueError as error:
-        msg = f"{file}: {error} (embsize, nheads)"
+        msg = f"{file}: {error} (d_model is embsize there, n_heads nheads, max_length max_seq_len)"
         raise ValueError(msg) from error
 
 
@@ -322,8 +341,8 @@ def _assumed(args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def _number(args: Mapping[str, Any], key: str, file: Path) -> float:
     value = args.get(key, DEFAULTS[key])
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        msg = f"{file}: {key} is {value!r}, expected a number"
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
+        msg = f"{file}: {key} is {value!r}, expected a finite number"
         raise ValueError(msg)
     return value
 
@@ -334,10 +353,6 @@ def _own(args: Mapping[str, Any], file: Path) -> dict[str, Any]:
         msg = f"{file}: {_OWN} is {own!r}, expected an object"
         raise ValueError(msg)
     return own
-
-
-def _names_of(own: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
-    return tuple(map(str, own[key])) if own.get(key) else None
 
 
 def _first_line(error: BaseException) -> str:
