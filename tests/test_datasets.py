@@ -57,8 +57,12 @@ def test_absent_file_names_source_path_and_variable(folder, monkeypatch):
 
 
 def test_unknown_name():
-    with pytest.raises(KeyError, match="pbmc3k"):
+    with pytest.raises(KeyError, match=r"no file of a data set 'pbmc4k'; there are .*'pbmc3k'.*pbmc68k_reduced"):
         datasets.load("pbmc4k")
+
+
+def test_load_reads_what_scanpy_brings():
+    assert datasets.load("pbmc68k_reduced").shape == (700, 765)
 
 
 @pytest.mark.parametrize("good", [True, False])

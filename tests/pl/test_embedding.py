@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from scgpt_tl import pl
+from scgpt_tl.pl._style import plain
 
 mpl.use("Agg")
 plt = pytest.importorskip("matplotlib.pyplot")
@@ -68,6 +69,18 @@ def test_panels_side_by_side(adata):
     np.testing.assert_array_equal(axes[2].collections[1].get_offsets(), adata.obsm["X_umap_pca"][:, :2])
 
 
+@pytest.mark.parametrize("name", ["CD4$^{+$ x", "_{$a$", "$$", "_"])
+def test_names_are_no_formulas(adata, name):
+    """Neither of a category, in full and as its own mark, nor of a column."""
+    adata.obs[name] = pd.Categorical([name, "b"] * 30)
+    adata.obs[f"{name} of numbers"] = np.arange(60.0)
+    axes = pl.embedding(adata, color=[name, f"{name} of numbers"])
+    axes[0].figure.canvas.draw()
+    assert len(labels(axes[0])) == 2
+    assert any(text.endswith(plain(name)) for text in labels(axes[0]))
+    assert [ax.get_title() for ax in axes] == [plain(name), plain(f"{name} of numbers")]
+
+
 def test_given_axes_are_used_and_adata_is_left_alone(adata):
     before = adata.copy()
     _, ax = plt.subplots()
@@ -85,13 +98,14 @@ def test_given_axes_are_used_and_adata_is_left_alone(adata):
         ({"color": "leiden", "basis": "X_tsne"}, KeyError, r"scanpy\.tl\.umap"),
         ({"color": "leiden", "basis": "flat"}, ValueError, "one dimension"),
         ({"color": []}, ValueError, "0 colour"),
+        ({"color": "leiden", "rows": slice(0)}, ValueError, "no cell to draw"),
         ({"color": ["leiden", "depth"], "title": "one"}, ValueError, r"1 title"),
         ({"color": ["leiden", "depth"], "ax": []}, ValueError, "0 Axes for 2"),
     ],
 )
 def test_bad_input(adata, options, error, says):
     with pytest.raises(error, match=says):
-        pl.embedding(adata, **options)
+        pl.embedding(adata[options.pop("rows", slice(None))], **options)
 
 
 def test_no_torch():

@@ -32,6 +32,16 @@ def test_chosen_column_given_axes_log(history):
     assert ax.get_yscale() == "log"
 
 
+def test_one_column_needs_no_list_and_names_are_no_formulas():
+    history = {"step": [1, 2], "$^{$": [2.0, 1.0], "_loss": [1.0, 0.5]}
+    ax = pl.training_history(history, columns="$^{$")
+    assert len(ax.lines) == 1
+    assert ax.get_ylabel() == r"\$^{\$"
+    ax = pl.training_history(history)
+    ax.figure.canvas.draw()
+    assert len(ax.get_legend().get_texts()) == 2
+
+
 def test_bad_columns(history):
     with pytest.raises(KeyError, match="gep"):
         pl.training_history(history, columns=["loss"])

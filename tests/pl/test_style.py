@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 
-from scgpt_tl.pl._style import PALETTE, SHARES, ink, widest, wrapped
+from scgpt_tl import pl
+from scgpt_tl.pl._style import PALETTE, SHARES, entry, ink, plain, widest, wrapped
 
 
 def luminance(color):
@@ -49,3 +52,53 @@ def test_long_names_are_cut_unless_they_would_read_alike():
     assert wrapped(["B", 3]) == ["B", "3"]
     assert widest(["ab\ncde", "x"]) == 3
     assert widest([]) == 0
+
+
+@pytest.mark.parametrize("name", ["CD4$^{+$ x", "$a$", "a\\$b", "5 $", "$^{$ $^{$"])
+def test_names_are_drawn_as_they_read(name):
+    """matplotlib's own rules for what a formula is, and for what it makes of an escaped sign."""
+    from matplotlib.text import Text
+
+    for text in (plain(name), wrapped([name])[0]):
+        shown, is_formula = Text()._preprocess_math(text)
+        assert (shown, is_formula) == (name, False)
+    assert entry("_a") == " _a"
+    assert entry("a_") == "a_"
+
+
+ODD = "$^{$"  # what matplotlib cannot read as a formula
+DRAWN = {
+    "history": lambda _: pl.training_history({ODD: [1.0, 2.0], f"_{ODD}": [1.0, 2.0]}),
+    "metrics": lambda _: pl.metrics(pd.DataFrame({ODD: [0.5, 0.1]}, index=[ODD, "_"]), columns=ODD, lower=ODD),
+    "programs": lambda make: pl.programs(make["similar"](groups=(ODD, "T")), programs="1"),
+    "network": lambda make: pl.network(make["similar"]()),
+    "neighbours": lambda make: pl.network(make["similar"](), regulators="$^{0$"),
+    "attention": lambda make: pl.attention(make["regulating"](groups=("ctrl", ODD)))[0],
+    "overlap": lambda make: pl.overlap(make["regulating"](groups=("ctrl", ODD)), regulator="$^{0$"),
+    "enrichment": lambda make: pl.enrichment(make["enriched"](), programs="1"),
+    "confusion": lambda make: pl.confusion(make["cells"], truth_key=ODD, pred_key=f"_{ODD}"),
+    "confidence": lambda make: pl.confidence(make["cells"], groupby=ODD),
+    "boxes": lambda make: pl.confidence(make["cells"], groupby=ODD, kind="box"),
+    "calibration": lambda make: pl.calibration(make["cells"], truth_key=ODD),
+    "integration": lambda make: pl.integration(make["cells"], batch_key=ODD, keys=ODD)[0, 0],
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_no_plot_reads_names_as_formulas(name, annotated, similar_genes, regulating_genes, enrichment_table):
+    names = "$^{{{}$"
+    annotated.obs[ODD] = annotated.obs["cell_type"].cat.rename_categories(lambda kind: f"_{ODD}{kind}")
+    annotated.obs[f"_{ODD}"] = annotated.obs[ODD]
+    annotated.obsm[ODD] = np.random.default_rng(0).normal(size=(300, 2))
+    pathways = ad.AnnData(np.ones((2, 2), np.float32))
+    pathways.uns["scgpt_enrichment"] = {"scgpt_tl": "tl.scgpt_enrich", "table": enrichment_table(names=names)}
+    make = {
+        "cells": annotated,
+        "enriched": lambda: pathways,
+        "similar": lambda **how: similar_genes(names=names, **how),
+        "regulating": lambda **how: regulating_genes(names=names, **how),
+    }
+    ax = DRAWN[name](make)
+    ax.figure.canvas.draw()
+    if name in ("confidence", "history"):
+        assert len(ax.get_legend().get_texts()) == len(ax.lines)

@@ -13,7 +13,7 @@ from scgpt_tl._slots import SLOTS
 from scgpt_tl.get import grn_df
 from scgpt_tl.get._network import SETTINGS, named, network, perturbed, symbols
 from scgpt_tl.get._result import strings
-from scgpt_tl.pl._style import CHANGES, SHARES
+from scgpt_tl.pl._style import CHANGES, SHARES, listed, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,8 +86,8 @@ def attention(
     panels = _panels(ax, len(scores), len(asked), len(targets))
     for panel, (name, table) in zip(panels, scores.items(), strict=True):
         _heat(panel, table.reindex(index=targets, columns=asked).T, name, scores)
-    panels[-1].set_xticks(range(len(targets)), targets, rotation=90, fontsize=8)
-    said = f"{group}, {run['method']}" if title is None else title
+    panels[-1].set_xticks(range(len(targets)), [plain(name) for name in targets], rotation=90, fontsize=8)
+    said = plain(f"{group}, {run['method']}") if title is None else title
     panels[0].figure.suptitle(said, fontsize=10) if ax is None else panels[0].set_title(said, fontsize=10)
     return panels
 
@@ -101,7 +101,7 @@ def _only(groups: list[str], key: str, group: str | None) -> str:
 
 def _asked(held: list[str], regulators: str | Sequence[str] | None, key: str) -> list[str]:
     if regulators is not None:
-        return [regulators] if isinstance(regulators, str) else list(dict.fromkeys(regulators))
+        return list(dict.fromkeys(listed(regulators)))
     if not held:
         msg = f"in {key!r} every gene is a regulator: give regulators="
         raise ValueError(msg)
@@ -159,8 +159,8 @@ def _heat(ax: Axes, table: pd.DataFrame, name: str, scores: dict[str, pd.DataFra
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7)
     bar.locator = MaxNLocator(nbins=3)
-    ax.set_yticks(range(len(table)), table.index, fontsize=8)
+    ax.set_yticks(range(len(table)), [plain(gene) for gene in table.index], fontsize=8)
     ax.set_ylim(len(table) - 0.5, -0.5)
-    ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    ax.set_ylabel(plain(name), rotation=0, ha="right", va="center", fontsize=9)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)

@@ -8,7 +8,7 @@ import numpy as np
 
 from scgpt_tl._slots import SLOTS
 from scgpt_tl.get import calibration_df
-from scgpt_tl.pl._style import GREY, PALETTE, one_axes
+from scgpt_tl.pl._style import GREY, PALETTE, entry, one_axes, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,9 +65,9 @@ def calibration(
         color=PALETTE[0],
         markersize=5,
         linewidth=1.2,
-        label=f"{key}, with 95% intervals",
+        label=entry(f"{plain(key)}, with 95% intervals"),
     )
-    ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel=f"share right ({truth_key})")
+    ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel=f"share right ({plain(truth_key)})")
     ax.legend(frameon=False, loc="upper left", fontsize=9)
     _histogram(ax, table)
     ax.set_title(_summary(table) if title is None else title, fontsize=10, y=1.23)  # above the histogram

@@ -8,7 +8,7 @@ import numpy as np
 
 from scgpt_tl._slots import SLOTS, UNKNOWN
 from scgpt_tl.get import annotation_df
-from scgpt_tl.pl._style import LINES, PALETTE, one_axes, widest, wrapped
+from scgpt_tl.pl._style import LINES, PALETTE, entry, one_axes, plain, widest, wrapped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +68,7 @@ def confidence(
     draw(ax, names, [cells["probability"].to_numpy(dtype=np.float64) for cells in groups.values()], _notes(groups))
     ax.set_xlim(0, 1.005)
     how = "" if curves else "\nbox: quartiles and median; line: 5th to 95th percentile"
-    ax.set_xlabel(f"confidence ({key}){how}")
+    ax.set_xlabel(f"confidence ({plain(key)}){how}")
     ax.spines[["top", "right"]].set_visible(False)
     if title is not None:
         ax.set_title(title, fontsize=10)
@@ -101,7 +101,10 @@ def _notes(groups: dict[str, pd.DataFrame]) -> list[str]:
 def _curves(ax: Axes, names: list[str], values: list[np.ndarray], notes: list[str]) -> None:
     for number, (name, points, note) in enumerate(zip(names, values, notes, strict=True)):
         ax.ecdf(
-            points, label=f"{name}: {note}", color=PALETTE[number % len(PALETTE)], linestyle=LINES[number % len(LINES)]
+            points,
+            label=entry(f"{name}: {note}"),
+            color=PALETTE[number % len(PALETTE)],
+            linestyle=LINES[number % len(LINES)],
         )
     ax.set(ylabel="share of cells at most so sure", ylim=(0, 1.005))
     ax.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))

@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 
 from scgpt_tl._slots import SLOTS, UNKNOWN
 from scgpt_tl.get import confusion_df
-from scgpt_tl.pl._style import FRAME, SHARES, ink, one_axes, widest, wrapped
+from scgpt_tl.pl._style import FRAME, SHARES, ink, one_axes, plain, widest, wrapped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,8 +60,8 @@ def confusion(
     places = np.arange(len(columns)) + np.where(n.columns == UNKNOWN, _APART, 0.0)
     _cells(ax, share.to_numpy(), places)
     _figures(ax, n, share, places)
-    ax.set_xlabel(f"called ({pred_key})", labelpad=8)
-    ax.set_ylabel(f"true ({truth_key})", labelpad=8)
+    ax.set_xlabel(f"called ({plain(pred_key)})", labelpad=8)
+    ax.set_ylabel(f"true ({plain(truth_key)})", labelpad=8)
     ax.set_yticks(np.arange(len(rows)), rows)
     ax.set_xticks(places, columns, rotation=90 if widest(columns) > 5 else 0)
     ax.set_xlim(-0.5, places[-1] + 0.5)

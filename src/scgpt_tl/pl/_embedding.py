@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib import patheffects
 from matplotlib.lines import Line2D
 
-from scgpt_tl.pl._style import MARKERS, PALETTE
+from scgpt_tl.pl._style import MARKERS, PALETTE, entry, listed, plain
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -60,11 +60,11 @@ def embedding(
     KeyError
         Where a column or an embedding is missing; the message names what makes it.
     ValueError
-        Where numbers of panels, bases, titles and Axes do not agree.
+        Where there is no cell, or numbers of panels, bases, titles and Axes do not agree.
     """
-    columns = [color] if isinstance(color, str) else list(color)
+    columns = listed(color)
     bases = [basis] * len(columns) if isinstance(basis, str) else list(basis)
-    titles = columns if title is None else [title] if isinstance(title, str) else list(title)
+    titles = [plain(column) for column in columns] if title is None else listed(title)
     _check(adata, columns, bases, titles)
     panels = _panels(ax, len(columns))
     for panel, column, key, text in zip(panels, columns, bases, titles, strict=True):
@@ -72,7 +72,7 @@ def embedding(
         area = float(np.clip(12_000 / max(len(points), 1), 0.5, 24)) if size is None else size
         _draw(panel, points, adata.obs[column], area, legend_columns)
         panel.set_title(text, fontsize=11)
-        name = key.removeprefix("X_").split("_")[0].upper() if "umap" in key.lower() else key.removeprefix("X_")
+        name = key.removeprefix("X_").split("_")[0].upper() if "umap" in key.lower() else plain(key.removeprefix("X_"))
         panel.set(xlabel=f"{name} 1", ylabel=f"{name} 2", xticks=[], yticks=[])
     return panels[0] if isinstance(color, str) else panels
 
@@ -80,6 +80,9 @@ def embedding(
 def _check(adata: AnnData, columns: list[str], bases: list[str], titles: list[str]) -> None:
     if not columns or not len(columns) == len(bases) == len(titles):
         msg = f"{len(columns)} colour(s), {len(bases)} basis key(s) and {len(titles)} title(s): each panel needs one"
+        raise ValueError(msg)
+    if not adata.n_obs:
+        msg = "adata has no cell to draw; check how it was filtered"
         raise ValueError(msg)
     for column in columns:
         if column not in adata.obs:
@@ -111,7 +114,7 @@ def _draw(ax: Axes, points: np.ndarray, values: pd.Series, size: float, columns:
         known = values.notna().to_numpy()
         _points(ax, points[~known], s=size, c=_NONE)
         drawn = _points(ax, points[known], s=size, c=values[known], cmap="cividis")
-        ax.figure.colorbar(drawn, ax=ax, location="bottom", shrink=0.7, label=str(values.name))
+        ax.figure.colorbar(drawn, ax=ax, location="bottom", shrink=0.7, label=plain(values.name))
         return
     groups = values.astype("category")
     codes = groups.cat.codes.to_numpy()
@@ -167,10 +170,19 @@ def _number(ax: Axes, points: np.ndarray, codes: np.ndarray, marks: Sequence[str
         free = order[room[order]]
         place = cells[free[0] if len(free) else order[0]]
         placed.append(place)
-        ax.text(place[0], place[1], mark, ha="center", va="center", fontsize=9, fontweight="bold", path_effects=[halo])
+        ax.text(
+            place[0],
+            place[1],
+            plain(mark),
+            ha="center",
+            va="center",
+            fontsize=9,
+            fontweight="bold",
+            path_effects=[halo],
+        )
 
 
 def _handle(code: int, label: str) -> Any:
     color = _NONE if code < 0 else PALETTE[code % len(PALETTE)]
     marker = "o" if code < 0 else MARKERS[code // len(PALETTE) % len(MARKERS)]
-    return Line2D([], [], linestyle="", marker=marker, color=color, markersize=6, label=label)
+    return Line2D([], [], linestyle="", marker=marker, color=color, markersize=6, label=entry(plain(label)))

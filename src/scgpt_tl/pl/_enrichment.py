@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from scgpt_tl._slots import SLOTS
 from scgpt_tl.get import enrichment_df
 from scgpt_tl.get._network import known
-from scgpt_tl.pl._style import one_axes, widest, wrapped
+from scgpt_tl.pl._style import listed, one_axes, widest, wrapped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,7 @@ def enrichment(
     adata: AnnData,
     *,
     key: str = SLOTS.enrichment,
-    programs: Sequence[str] | None = None,
+    programs: str | Sequence[str] | None = None,
     cutoff: float = 0.05,
     n_top: int = 3,
     n_programs: int = 12,
@@ -72,6 +72,7 @@ def enrichment(
         Where no pathway passes the cutoff, or more than 80 would be drawn.
     """
     table = enrichment_df(adata, key=key, cutoff=cutoff)
+    programs = None if programs is None else listed(programs)
     asked = _asked(enrichment_df(adata, key=key), table, programs, key, cutoff, n_programs)
     every = table["program"].nunique()
     table = table[table["program"].isin(asked)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.ticker import MaxNLocator
 
 from scgpt_tl.get import history_df
-from scgpt_tl.pl._style import LINES, PALETTE, one_axes
+from scgpt_tl.pl._style import LINES, PALETTE, entry, listed, one_axes, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,7 @@ def training_history(
     data: Any,
     *,
     key: str | None = None,
-    columns: Sequence[str] | None = None,
+    columns: str | Sequence[str] | None = None,
     logy: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
@@ -54,7 +54,7 @@ def training_history(
         Where nothing is left to draw.
     """
     table = history_df(data, key=key)
-    wanted = _told(table) if columns is None else list(columns)
+    wanted = _told(table) if columns is None else listed(columns)
     unknown = [name for name in wanted if name not in table]
     if unknown:
         msg = f"the history has no {unknown}; there are {list(table.columns)}"
@@ -66,7 +66,7 @@ def training_history(
     for name, color, line in _looks(wanted):
         curve = table[name].dropna()  # a validation loss is not there at every step
         marker = "." if len(curve) < _FEW else ""
-        ax.plot(curve.index, curve, linestyle=line, color=color, marker=marker, label=str(name))
+        ax.plot(curve.index, curve, linestyle=line, color=color, marker=marker, label=entry(plain(name)))
         if name == "held_out/loss" and len(curve):
             ax.plot(
                 curve.idxmin(),
@@ -78,7 +78,7 @@ def training_history(
                 label="lowest on held-out cells",
                 linestyle="",
             )
-    ax.set(xlabel=str(table.index.name), ylabel="loss" if len(wanted) > 1 else str(wanted[0]))
+    ax.set(xlabel=plain(table.index.name), ylabel="loss" if len(wanted) > 1 else plain(wanted[0]))
     ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     if logy:
         ax.set_yscale("log")

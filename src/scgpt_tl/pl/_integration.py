@@ -12,6 +12,7 @@ import numpy as np
 from scgpt_tl._slots import MAKERS, SLOTS
 from scgpt_tl.get._labels import names_of
 from scgpt_tl.pl._embedding import embedding
+from scgpt_tl.pl._style import listed, plain
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,8 +25,8 @@ def integration(
     *,
     batch_key: str,
     labels_key: str | None = None,
-    keys: Sequence[str] = (SLOTS.embedding, SLOTS.integrated),
-    titles: Sequence[str] | None = None,
+    keys: str | Sequence[str] = (SLOTS.embedding, SLOTS.integrated),
+    titles: str | Sequence[str] | None = None,
     max_cells: int = 20_000,
     rng: int = 0,
     ax: Any = None,
@@ -68,13 +69,15 @@ def integration(
         Axes and titles of another number.
     """
     columns = list(dict.fromkeys(key for key in (batch_key, labels_key) if key is not None))
-    keys = [keys] if isinstance(keys, str) else list(keys)
-    names = keys if titles is None else [titles] if isinstance(titles, str) else list(titles)
+    keys = listed(keys)
+    names = [plain(key) for key in keys] if titles is None else listed(titles)
     _check(adata, columns, keys, names)
     panels = _panels(ax, len(keys), len(columns))
     shown = _shown(adata, columns, keys, max_cells, rng)
     for row, (key, name) in enumerate(zip(keys, names, strict=True)):
-        embedding(shown, color=columns, basis=key, title=[f"{name}, by {column}" for column in columns], ax=panels[row])
+        embedding(
+            shown, color=columns, basis=key, title=[f"{name}, by {plain(column)}" for column in columns], ax=panels[row]
+        )
         for panel in panels[row]:
             drawn = adata.obsm[key].shape[1] == 2
             panel.set(xlabel="" if drawn else "UMAP 1", ylabel="" if drawn else "UMAP 2")

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
 
-from scgpt_tl.pl._style import FRAME, one_axes, widest, wrapped
+from scgpt_tl.pl._style import FRAME, listed, one_axes, plain, widest, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,8 +25,8 @@ _NO_SCORES = {"resolution", "seconds"}
 def metrics(
     data: pd.DataFrame,
     *,
-    columns: Sequence[str] | None = None,
-    lower: Sequence[str] = ("ECE",),
+    columns: str | Sequence[str] | None = None,
+    lower: str | Sequence[str] = ("ECE",),
     digits: int = 3,
     title: str | None = None,
     ax: Axes | None = None,
@@ -62,12 +62,12 @@ def metrics(
     ValueError
         Where there is no row or no score.
     """
-    scores = _scores(data, columns)
+    scores, lower = _scores(data, None if columns is None else listed(columns)), listed(lower)
     best, behind = _standing(scores, set(lower), digits)
     rows = wrapped(" / ".join(map(str, name)) if isinstance(name, tuple) else name for name in scores.index)
     heads = wrapped([f"{name} ↓" if name in lower else name for name in scores], 12)
     width = max(_CELL[0], 0.1 * widest(heads), 3.6 / len(heads)) * len(heads)  # a verdict needs 3.6 inches
-    verdict = str(data.attrs.get("verdict", "")) if title is None else title
+    verdict = plain(data.attrs.get("verdict", "")) if title is None else title
     head = textwrap.fill(verdict, int(width * 13))
     ax = one_axes(ax, (width + 0.085 * widest(rows) + 1.2, _CELL[1] * len(rows) + 0.9 + 0.17 * head.count("\n")))
     span = _SPAN * max(1.0, float(scores.abs().max(axis=None)))
@@ -92,8 +92,6 @@ def _scores(data: pd.DataFrame, columns: Sequence[str] | None) -> pd.DataFrame:
             f"scores by method come in a DataFrame, as scgpt_tl.metrics.compare gives it, not in {type(data).__name__}"
         )
         raise TypeError(msg)
-    if isinstance(columns, str):
-        columns = [columns]
     if columns is None:
         kept = [
             name for name in data if pd.api.types.is_float_dtype(data[name]) and str(name).casefold() not in _NO_SCORES

@@ -16,7 +16,7 @@ from scgpt_tl._slots import SLOTS
 from scgpt_tl.get import grn_df, programs_df
 from scgpt_tl.get._network import network as run_of
 from scgpt_tl.pl._layout import layout
-from scgpt_tl.pl._style import GREY, MARKERS, PALETTE, one_axes
+from scgpt_tl.pl._style import GREY, MARKERS, PALETTE, listed, one_axes, plain
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -34,7 +34,7 @@ _NONE, _RISES, _FALLS = "#B4B4B4", PALETTE[0], PALETTE[5]
 def network(
     adata: AnnData,
     *,
-    genes: Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     regulators: str | Sequence[str] | None = None,
     key: str = SLOTS.network,
     group: str | None = None,
@@ -81,6 +81,7 @@ def network(
     ValueError
         Where no edge is left, or more than 200 genes, or several groups; and as `scgpt_tl.get.grn_df` does.
     """
+    genes = None if genes is None else listed(genes)
     table = grn_df(adata, key=key, group=group, setting=setting, regulators=_sources(adata, key, genes, regulators))
     method = str(run_of(adata, key)["method"])
     similar = method == "embedding"
@@ -93,7 +94,7 @@ def network(
     codes = _codes(adata, key if similar else SLOTS.network, names)
     hubs = np.isin(names, [] if similar and regulators is None else edges["source"].unique())
     ax = _draw(ax, names, ends.reshape(2, -1).T, edges, codes, hubs)
-    said = _summary(edges, names, genes, threshold, method) if title is None else title
+    said = plain(_summary(edges, names, genes, threshold, method)) if title is None else title
     ax.set_title(textwrap.fill(said, max(20, int(12 * ax.figure.bbox.width / ax.figure.dpi))), fontsize=10, loc="left")
     return ax
 
@@ -211,7 +212,7 @@ def _genes(
             markeredgecolor="black" if hub else "white", markeredgewidth=1.2 if hub else 0.5,
         )  # fmt: skip
         ax.text(
-            x, y - 0.02, name, ha="center", va="top", zorder=3, path_effects=halo,
+            x, y - 0.02, plain(name), ha="center", va="top", zorder=3, path_effects=halo,
             fontsize=small * (8.5 if hub else 7.5), fontweight="bold" if hub else "normal",
         )  # fmt: skip
 
@@ -222,7 +223,7 @@ def _legend(edges: pd.DataFrame, codes: pd.Categorical) -> list[Line2D]:
     for code, name in [*enumerate(codes.categories), (-1, "no program")]:
         if (codes.codes == code).any() and len(codes.categories):
             colour, marker = _look(code)
-            text = name if code < 0 else f"program {name}"
+            text = name if code < 0 else plain(f"program {name}")
             handles.append(Line2D([], [], linestyle="", marker=marker, color=colour, markersize=7, label=text))
     sizes = edges["weight"].abs()
     for size, width in {sizes.max(): _WIDE, sizes.min(): _THIN}.items() if sizes.nunique() > 1 else ():

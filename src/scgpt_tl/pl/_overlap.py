@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from scgpt_tl._slots import SLOTS
 from scgpt_tl.get import grn_df
 from scgpt_tl.get._network import SETTINGS, perturbed
-from scgpt_tl.pl._style import PALETTE, one_axes
+from scgpt_tl.pl._style import PALETTE, one_axes, plain
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -77,7 +77,7 @@ def overlap(
     ax.set(xlim=(-0.6, len(parts) - 0.4), xticks=[], ylabel="genes", ylim=(0, 1.12 * max(*counts, 1)))
     ax.spines[["top", "right"]].set_visible(False)
     _dots(ax, parts, {name: f"{name} ({len(tops[name])})" for name in SETTINGS})
-    said = f"{regulator}: top {n_top} targets, {group}" if title is None else title
+    said = plain(f"{regulator}: top {n_top} targets, {group}") if title is None else title
     ax.set_title(said, fontsize=10)
     return ax
 

@@ -11,7 +11,7 @@ import pandas as pd
 from scgpt_tl._slots import MAKERS, SLOTS
 from scgpt_tl.get import programs_df
 from scgpt_tl.get._network import known, network
-from scgpt_tl.pl._style import SHARES, one_axes, widest, wrapped
+from scgpt_tl.pl._style import SHARES, listed, one_axes, plain, widest, wrapped
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -23,7 +23,7 @@ _CELL = (0.46, 0.24)  # inches
 def programs(
     adata: AnnData,
     *,
-    programs: Sequence[str] | None = None,
+    programs: str | Sequence[str] | None = None,
     key: str = SLOTS.network,
     n_top: int = 40,
     n_genes: int = 4,
@@ -64,7 +64,11 @@ def programs(
         Where the network is not one of embeddings, or has no program.
     """
     genes, activity = programs_df(adata, key=key), _activity(adata, key)
-    asked = list(activity)[:n_top] if programs is None else known(map(str, programs), list(activity), key, "program")
+    asked = (
+        list(activity)[:n_top]
+        if programs is None
+        else known(map(str, listed(programs)), list(activity), key, "program")
+    )
     if not asked:
         msg = f"{key!r} has no program to draw: take a lower resolution= or min_genes= in scgpt_tl.tl.scgpt_grn"
         raise ValueError(msg)
@@ -72,7 +76,7 @@ def programs(
     shown = shown.iloc[np.lexsort([-shown.max(axis=1), shown.to_numpy().argmax(axis=1)])]
     low, high = shown.min(axis=1), shown.max(axis=1)
     span = (high - low).where(high > low, 1.0)
-    rows, columns = [_label(genes, name, n_genes) for name in shown.index], wrapped(shown.columns, 22)
+    rows, columns = [plain(_label(genes, name, n_genes)) for name in shown.index], wrapped(shown.columns, 22)
     size = (_CELL[0] * len(columns) + 0.078 * widest(rows) + 2.6, _CELL[1] * len(rows) + 0.08 * widest(columns) + 0.9)
     ax = one_axes(ax, size)
     drawn = ax.pcolormesh(shown.sub(low, axis=0).div(span, axis=0), cmap=SHARES, vmin=0, vmax=1, ec="white", lw=0.5)

@@ -42,11 +42,27 @@ def ink(color: Any) -> str:
     return "black" if luminance > 0.179 else "white"
 
 
+def plain(name: Any) -> str:
+    """A name to be drawn as it reads: matplotlib takes what stands between two `$` for a formula."""
+    return str(name).replace("$", r"\$")
+
+
+def entry(text: str) -> str:
+    """A text that a legend shows: it leaves out what begins with an underscore."""
+    return f" {text}" if text.startswith("_") else text
+
+
 def wrapped(names: Iterable[Any], width: int = 26, *, lines: int = 2) -> list[str]:
     """Names broken into lines of `width` letters; what takes more than `lines` is cut, unless two would read alike."""
     texts = [str(name) for name in names]
     cut = [textwrap.fill(text, width, max_lines=lines, placeholder=" …") for text in texts]
-    return cut if len(set(cut)) == len(set(texts)) else [textwrap.fill(text, width) for text in texts]
+    short = cut if len(set(cut)) == len(set(texts)) else [textwrap.fill(text, width) for text in texts]
+    return [plain(text) for text in short]
+
+
+def listed(names: Any) -> list[Any]:
+    """Names that were given; one alone is a list of one."""
+    return [names] if isinstance(names, str) else list(names)
 
 
 def widest(texts: Iterable[str]) -> int:
