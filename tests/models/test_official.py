@@ -56,6 +56,11 @@ class TestReading:
         assert (config.n_heads, config.n_bins, config.max_length, config.dropout) == (8, 31, 77, 0.1)
         assert (config.pad_value, config.mask_value, config.cls_value) == (-3, -4, -3)
 
+    @pytest.mark.parametrize("value", [None, ...])
+    def test_layers_of_a_head_that_is_not_there_need_no_number(self, official: Path, edit_json, value):
+        edit_json(official / "args.json", n_layers_cls=value)
+        assert load_model(official).config.n_layers_cls == 3
+
     def test_provenance(self, official: Path, edit_json):
         model = load_model(official)
         assert model.provenance["format"] == "official"

@@ -343,7 +343,7 @@ def test_a_changed_folder(made, cells):
         changed = replace(model, provenance={**model.provenance, "integration": {**kept, **change}})
         with pytest.raises(ValueError, match=said):
             integrate(cells, changed)
-    for change in ({"ties": "upper"}, {"n_bins": 7}, {"cls_value": 1.5}, {"max_length": 9}):
+    for change in ({"ties": "upper"}, {"n_bins": 7}, {"cls_value": 1.0}, {"max_length": 9}):
         with pytest.raises(ValueError, match="does not belong to its weights, config"):
             integrate(cells, replace(model, config=replace(model.config, **change)))
 

@@ -373,9 +373,15 @@ def test_a_reference_that_was_edited_or_half_copied(query: ad.AnnData, folder: P
     refused(query, folder, "build the reference again")
     head.write_text(text)
     config = folder / "model" / "config.json"
-    config.write_text(config.read_text().replace('"cls_value": -2.0', '"cls_value": 0.0'))
+    text = config.read_text()
+    held = json.loads(text)
+    held["config"]["cls_value"] = 0.0
+    config.write_text(json.dumps(held))
+    refused(query, folder, "was changed after the model was saved")
+    del held["config_sha256"]  # as in a folder older than this hash
+    config.write_text(json.dumps(held))
     refused(query, folder, r"embedded with 'ckpt' \(config .*the model of that name here is another")
-    config.write_text(config.read_text().replace('"cls_value": 0.0', '"cls_value": -2.0'))
+    config.write_text(text)
     place(query.copy(), folder)
     (folder / "embedding-000.npy").unlink()
     refused(query, folder, "lacks embedding-000.npy", FileNotFoundError)

@@ -271,8 +271,9 @@ def _config(args: Mapping[str, Any], weights: Mapping[str, Tensor], bundle: Bund
     }
     if "backbone.values.table.weight" in weights:  # category values: pad and mask follow the bins
         pad_value, mask_value = bundle.n_bins, bundle.n_bins + 1
-    if "heads.cls.out.weight" not in weights:
-        known["n_layers_cls"] = args.get("n_layers_cls", 3)
+    if "heads.cls.out.weight" not in weights:  # null, which changes nothing then, is the default too
+        said = args.get("n_layers_cls")
+        known["n_layers_cls"] = 3 if said is None else said
     values = {"pad_value": pad_value, "mask_value": mask_value, "cls_value": pad_value}
     try:
         return infer_config(weights, **known, **{key: float(value) for key, value in values.items()})
