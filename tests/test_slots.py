@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from scgpt_tl._slots import OWNER, SLOTS, copied, refuse_embed_s, refuse_foreign, stored_x
-from scgpt_tl.pp._blocks import open_layer
+from scgpt_tl.pp._blocks import open_layer, sources
 
 OPTIONS = {"key": "k", "maker": "tl.f", "argument": "key_added"}
 
@@ -66,6 +66,7 @@ def test_a_file_without_x(tmp_path: Path, rows: slice):
     assert stored_x(part) is None
     with pytest.raises(ValueError, match=r"\.X is empty \(None\); name a layer with layer= \(there: 'counts'\)"):
         open_layer(part)
+    assert sources(part) == set()  # the layers of a file that is opened backed are in memory
     copy = copied(part)
     assert not copy.isbacked
     assert copy.X is None

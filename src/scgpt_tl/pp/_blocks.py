@@ -171,7 +171,7 @@ def open_layer(adata: AnnData, layer: str | None = None) -> Matrix:
 def sources(adata: AnnData) -> set[Path]:
     """Files and stores from which `.X` and the layers are read, as far as they say so (dask does not)."""
     parent = _parent(adata)[0]
-    found = {_source(x) for x in (parent.X, *parent.layers.values())}
+    found = {_source(x) for x in (stored_x(parent), *parent.layers.values())}
     return {Path(source) for source in found if source}
 
 
