@@ -123,3 +123,12 @@ def test_of_a_mudata_file_one_modality_is_asked_for(tmp_path: Path, capsys):
     (tmp_path / "both.h5mu").touch()
     assert cli.main(["check", str(tmp_path / "both.h5mu")]) == 1
     assert "is a MuData file, and one modality is read: write it" in capsys.readouterr().err
+
+
+def test_a_file_of_another_kind_is_named(files: dict[str, Path], tmp_path: Path, capsys):
+    (tmp_path / "notes.txt").write_text("no cells")
+    assert annotate({**files, "notes": tmp_path / "notes.txt"}, tmp_path / "out.h5ad", query="notes") == 1
+    assert "notes.txt cannot be read as an .h5ad file (" in capsys.readouterr().err
+    (tmp_path / "out.h5ad").touch()
+    assert annotate(files, tmp_path / "out.h5ad") == 1
+    assert "exists; choose another name, or give --overwrite to replace it" in capsys.readouterr().err

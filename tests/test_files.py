@@ -66,7 +66,7 @@ def test_targets_are_checked_before_work(tmp_path, monkeypatch):
     path = tmp_path / "a.h5ad"
     check_target(path)
     path.touch()
-    with pytest.raises(FileExistsError, match="overwritten"):
+    with pytest.raises(FileExistsError, match="overwrite=True to replace it"):
         check_target(path)
     check_target(path, overwrite=True)
     with pytest.raises(FileNotFoundError, match="make it"):

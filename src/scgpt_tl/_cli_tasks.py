@@ -219,7 +219,11 @@ def open_data(path: Path, layer: str | None) -> AnnData:
         if path.is_dir():
             msg = f"{path} is a folder; expected an .h5ad file or a .zarr store"
             raise IsADirectoryError(msg)
-        return ad.read_h5ad(path, backed="r")
+        try:
+            return ad.read_h5ad(path, backed="r")
+        except OSError as error:
+            msg = f"{path} cannot be read as an .h5ad file ({error}); expected one, or a .zarr store"
+            raise OSError(msg) from error
     import zarr
 
     store = zarr.open_group(path, mode="r")

@@ -33,7 +33,7 @@ def check_target(path: Path, *, n_bytes: int = 0, overwrite: bool = False) -> No
         msg = f"the folder {folder} is not there; make it, or choose another place for {path.name}"
         raise FileNotFoundError(msg)
     if path.exists() and not overwrite:
-        msg = f"{path} exists; choose another name, or say that it may be overwritten"
+        msg = f"{path} exists; choose another name, or give overwrite=True to replace it"
         raise FileExistsError(msg)
     if not os.access(folder, os.W_OK):
         msg = f"the folder {folder} cannot be written to; choose another place for {path.name}"

@@ -165,7 +165,7 @@ def test_programs_as_a_file_gives_them_back(programs, tmp_path):
         ({"cutoff": "0.05"}, ValueError, "cutoff='0.05': an adjusted p is a number"),
         ({"min_size": "3"}, ValueError, "min_size='3' and max_size=None: give whole numbers"),
         ({"max_size": 7.5}, ValueError, "min_size=3 and max_size=7.5: give whole numbers"),
-        ({"key_added": ""}, ValueError, "cannot be kept: a name in h5ad must not be empty"),
+        ({"key_added": ""}, ValueError, "cannot be kept: a name in h5ad is text, not empty"),
         ({"background": "G0"}, ValueError, "background='G0' is one text"),
         ({"background": ["Q"]}, ValueError, "0 of 1 genes"),
         ({"correction": "holm"}, ValueError, "correction='holm'"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import pandas as pd
 
 from scgpt_tl._nearest import check_choice, nearest
 from scgpt_tl.engine.predict import Compute
+from scgpt_tl.metrics._checks import names as names_of
 from scgpt_tl.tl._batches import _column
 from scgpt_tl.tl._embed import ComputeOptions
 
@@ -319,8 +319,7 @@ def groups_of(adata: AnnData, groupby: str | None, control: str | None, *, min_c
     KeyError
         No such column.
     ValueError
-        Measurements, values that read alike, no such control, a control or all groups too small, no group beside the
-        control.
+        Measurements, no such control, a control or all groups too small, no group beside the control.
     """
     if groupby is None:
         if control is not None:
@@ -329,26 +328,23 @@ def groups_of(adata: AnnData, groupby: str | None, control: str | None, *, min_c
         _check_cells({"all": adata.n_obs}, "the data", min_cells)
         return Groups(("all",), np.zeros(adata.n_obs, np.int64))
     check_key("groupby", groupby)
-    column, missing = _column(adata, groupby, "groupby", "groups")
-    if n := int(missing.sum()):
+    column = names_of(_column(adata, groupby, "groupby", "groups"))
+    held = set(column) - {None}
+    if n := int(pd.isna(column).sum()):
         logger.warning("%d of %d cells have no group in %r and are left out", n, adata.n_obs, groupby)
-    text = column.astype(str).to_numpy(dtype=object)
     order = getattr(adata.obs[groupby].dtype, "categories", None)
-    held = Counter(map(str, pd.unique(column[~missing])))
-    if twice := [name for name, n in held.items() if n > 1]:
-        msg = f"groupby={groupby!r} holds values that read alike, of several types: {listed(twice)}; make them one type"
-        raise ValueError(msg)
-    names = sorted(held) if order is None else list(dict.fromkeys(name for name in map(str, order) if name in held))
-    codes = pd.Categorical(np.where(missing, None, text), categories=names).codes.astype(np.int64)
+    names = sorted(held) if order is None else list(dict.fromkeys(name for name in names_of(order) if name in held))
+    codes = pd.Categorical(column, categories=names).codes.astype(np.int64)
     sizes = dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True))
-    if control is not None and str(control) not in sizes:
+    named = None if control is None else names_of([control])[0]
+    if control is not None and named not in sizes:
         near = nearest(control, names[:_SHOWN])
         msg = f"control={control!r} is no group of .obs[{groupby!r}]; {near} (groups: {listed(names)})"
         raise ValueError(msg)
-    _check_cells(sizes, f".obs[{groupby!r}]", min_cells, control=None if control is None else str(control))
+    _check_cells(sizes, f".obs[{groupby!r}]", min_cells, control=named)
     kept = [name for name in names if sizes[name] >= min_cells]
     place = np.array([kept.index(name) if name in kept else -1 for name in names] + [-1], np.int64)
-    return Groups(tuple(kept), place[codes], "" if control is None else str(control))
+    return Groups(tuple(kept), place[codes], named or "")
 
 
 def _check_cells(sizes: Mapping[str, int], where: str, least: int, *, control: str | None = None) -> None:
