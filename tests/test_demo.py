@@ -117,7 +117,7 @@ def test_files_of_others_are_replaced_only_when_said(stored, stand_ins, monkeypa
     (out / name).write_text("mine")
     with monkeypatch.context() as patch:
         patch.setattr(_demo, "_read", lambda _: pytest.fail("read"))
-        with pytest.raises(FileExistsError, match=f"{name} exists; choose another name, or say that it may be"):
+        with pytest.raises(FileExistsError, match=f"{name} exists; choose another name, or give overwrite=True"):
             _demo.run_demo(stored, out=out, model="m")
     assert (out / name).read_text() == "mine"
     _demo.run_demo(stored, out=out, model="m", overwrite=True)
