@@ -29,10 +29,11 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Where anndata is absent (a bare GPU machine), open only the files that hold GPU tests."""
-    if find_spec("anndata") is None and collection_path.match("test_*.py"):
-        return "mark.gpu" not in collection_path.read_text(encoding="utf-8") or None
-    return None
+    """Where anndata is absent (a bare GPU machine), open only the files and folders that hold GPU tests."""
+    if find_spec("anndata") is not None:
+        return None
+    files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
+    return not any("mark.gpu" in file.read_text(encoding="utf-8") for file in files) or None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

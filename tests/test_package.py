@@ -177,3 +177,26 @@ def test_scanpy_reads_the_neighbours_of_the_installed_pynndescent():
     adata = ad.AnnData(np.random.default_rng(0).standard_normal((60, 5)))
     sc.pp.neighbors(adata, use_rep="X", n_neighbors=5, transformer="pynndescent")
     assert adata.obsp["connectivities"].nnz
+
+
+_BARE = """
+import sys
+from importlib.machinery import PathFinder
+
+import pytest
+
+found = PathFinder.find_spec.__func__
+absent = {"anndata", "scanpy", "mudata", "zarr", "dask", "gseapy", "igraph", "leidenalg", "pooch", "umap"}
+PathFinder.find_spec = classmethod(lambda cls, name, *more: None if name in absent else found(cls, name, *more))
+sys.exit(pytest.main(["--collect-only", "-q", "-m", "gpu", "-p", "no:zarr", "-p", "no:cacheprovider"]))
+"""
+
+
+def test_gpu_tests_are_found_on_a_bare_machine():
+    """benchmarks/gpu/run.sh runs them where torch, numba and h5py are, and no anndata: one error of import ends all."""
+    done = subprocess.run(
+        [sys.executable, "-c", _BARE], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1]
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "tests/core/test_cuda.py::" in done.stdout
+    assert "tests/engine/test_train.py::" in done.stdout
