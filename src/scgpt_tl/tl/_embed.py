@@ -65,9 +65,10 @@ def scgpt_embed(  # noqa: PLR0913 (each is a choice of its own; how to compute i
     """Embed cells and genes with a pretrained scGPT, zero-shot (preprint, section 4.2).
 
     A cell's genes are binned (equation 2), a sample of them is taken where there are more than the model reads, and
-    the transformer's output at `<cls>` is the cell's embedding. Counts, normalised and logarithmic values give the
-    same bins. A result depends on the cell, the model and `rng` alone: not on its name, its neighbours, the order of
-    cells or genes, the storage, batches or threads.
+    the transformer's output at `<cls>` is the cell's embedding. Counts, normalised and logarithmic values of a cell
+    give the same bins but for ties: how these fall, and which genes of a long cell are read, is drawn by the values. A
+    result depends on the cell, the model and `rng` alone: not on its name, its neighbours, the order of cells or genes,
+    the storage, batches or threads.
 
     Parameters
     ----------
