@@ -118,3 +118,19 @@ def test_a_place_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         opened(tmp_path / "file" / "e.zarr")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_write_that_was_killed_is_no_other_hand(tmp_path: Path, overwrite: bool):
+    """zarr writes each file beside and renames it."""
+    out = tmp_path / "e.zarr"
+    out.mkdir()
+    (out / "zarr.0123456789abcdef.partial").touch()  # killed as the run began
+    store = EmbeddingStore.open(out, (3, 2), {"seed": 0}, overwrite=overwrite)
+    store[0:3] = np.ones((3, 2), np.float32)
+    (out / "zarr.fedcba9876543210.partial").touch()  # killed as rows were announced
+    again = EmbeddingStore.open(out, (3, 2), {"seed": 0}, overwrite=overwrite)
+    assert again.start == (0 if overwrite else 3)
+    (out / "notes.partial").touch()
+    with pytest.raises(FileExistsError, match="no embedding of ours"):
+        EmbeddingStore.open(out, (3, 2), {"seed": 0}, overwrite=overwrite)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _FORMAT = "scgpt_tl embedding 1"
-_PARTS = {"zarr.json", "c"}  # of an array's folder
+_PARTS = re.compile(r"zarr\.json|c|zarr\.[0-9a-f]+\.partial")  # of an array; the last: of a write that was killed
 
 
 def check_store(out: str | Path) -> Path:
@@ -34,8 +35,9 @@ def check_store(out: str | Path) -> Path:
     path = named_folder(out, example="embedding.zarr")
     if not path.exists():
         return path
-    names = {part.name for part in path.iterdir()} if path.is_dir() else {"a file"}
-    if names and not (names <= _PARTS and _is_ours(path)):
+    names = [part.name for part in path.iterdir()] if path.is_dir() else ["a file"]
+    left = [name for name in names if not name.endswith(".partial")]  # alone, of a run killed as it began
+    if not all(map(_PARTS.fullmatch, names)) or (left and not _is_ours(path)):
         msg = f"out={str(path)!r} is no embedding of ours: give another path (overwrite=True replaces embeddings alone)"
         raise FileExistsError(msg)
     return path
@@ -79,7 +81,7 @@ class EmbeddingStore:
         """
         path = check_store(path)
         mark = json.loads(json.dumps(run))  # as it reads back
-        held = path.exists() and any(path.iterdir())
+        held = _is_ours(path)
         if held and not overwrite:
             return cls._resume(path, shape, mark)
         options: dict[str, Any] = {"dtype": "float32", "fill_value": float("nan"), "overwrite": held, "zarr_format": 3}
