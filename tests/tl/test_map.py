@@ -22,6 +22,7 @@ from scgpt_tl.models.model import load_model, with_random_weights
 from scgpt_tl.tl._build_reference import build_reference
 from scgpt_tl.tl._embed import scgpt_embed
 from scgpt_tl.tl._map import scgpt_map
+from scgpt_tl.tl._space import Space
 
 MODEL = load_model(Path(__file__).parents[1] / "golden" / "tiny" / "ckpt")
 GENES = list(MODEL.vocab.genes[:60])
@@ -549,3 +550,15 @@ def test_a_file_that_holds_another_models_embedding_alone(query, reference, tmp_
     found = ad.read_h5ad(tmp_path / "out.h5ad")
     assert found.obsm["X_scGPT"].shape == (24, 3)
     assert "scgpt_mapped" in found.obs
+
+
+def test_either_side_is_looked_through_once(query, reference, monkeypatch):
+    seen, inner = [], Space.check
+
+    def check(self: Space, adata: ad.AnnData, layer: str | None) -> None:
+        seen.append(adata)
+        inner(self, adata, layer)
+
+    monkeypatch.setattr(Space, "check", check)
+    place(query, reference)
+    assert [adata is side for adata, side in zip(seen, (query, reference), strict=True)] == [True, True]

@@ -147,8 +147,7 @@ _ARGUMENTS = tuple(name for name in build_reference.__kwdefaults__ or ())
 
 
 def reference_of(data: AnnData, columns: Columns, space: Space, *, layer: str | None, how: Compute) -> Reference:
-    """The same in memory, of an AnnData that is mapped to once."""
-    space.check(data, layer)
+    """The same in memory, of an AnnData that `space.check` has seen and that is mapped to once."""
     embedding = np.empty((data.n_obs, space.model.config.d_model), np.float32)
     made = space.embed(data, embedding, layer=layer, compute=how)
     sample = Sample.take(embedding, columns.voters, columns.batches, keys=made.keys, seed=space.seed)
