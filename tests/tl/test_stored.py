@@ -97,6 +97,10 @@ def test_fingerprints(cells: ad.AnnData, tmp_path: Path):
     other = cells.copy()
     other.X = other.X.astype(np.float64).tocsc()
     assert stored(other, "a").sha256() == arrays
+    backed = ad.read_h5ad(path, backed="r")
+    assert stored(backed, "a").sha256() == arrays
+    halves = {stored(backed[rows], "a").sha256() for rows in (slice(0, 15), slice(15, 30))}
+    assert len(halves - {arrays}) == 2
     store = write(cells, tmp_path / "x.zarr")
     before = stored(store, "a").sha256()
     assert stored(store, "a").sha256() == before

@@ -22,7 +22,6 @@ from scgpt_tl.pp._genes import genes_of
 from scgpt_tl.tl._columns import types_of
 from scgpt_tl.tl._corpus import open_corpus
 from scgpt_tl.tl._embed import _check_input
-from scgpt_tl.tl._stored import digest
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -179,7 +178,7 @@ def lesson_of(
             source,
             genes=names,
             labels=np.array(labels.names, dtype=object)[labels.codes[parts[name]]],
-            manifest=source.manifest | {"file": None, "sha256": digest(source.matrix)},  # the same, backed or not
+            manifest=source.manifest | {"file": None},  # the same, backed or not
         )
         for name, source in sources.items()
     }

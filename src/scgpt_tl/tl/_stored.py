@@ -18,7 +18,7 @@ import pandas as pd
 
 from scgpt_tl._files import sha256_of
 from scgpt_tl._slots import SLOTS
-from scgpt_tl.engine.study import LazyMatrix, wrong_values
+from scgpt_tl.engine.study import wrong_values
 from scgpt_tl.genes.match import KNOWN_COLUMNS
 from scgpt_tl.metrics._checks import names
 from scgpt_tl.pp._blocks import Fingerprint, Matrix, NoNumbersError, _parent, open_layer, open_matrix
@@ -74,8 +74,8 @@ class Stored:
         return names(np.asarray(self.obs[key] if frame else ad.io.read_elem(self.obs[key]), dtype=object))
 
     def sha256(self) -> str:
-        """Of a file; of a store's files in the order of their names; of the values of what is in memory."""
-        if self.path is None:
+        """Of a file; of a store's files in the order of their names; of the values of an AnnData, backed or not."""
+        if self.path is None or isinstance(self.obs, pd.DataFrame):  # a view of a file is not all of it
             return digest(self.matrix)
         if self.path.is_file():
             return sha256_of(self.path)
@@ -85,7 +85,7 @@ class Stored:
         return whole.hexdigest()
 
 
-def digest(matrix: Matrix | LazyMatrix) -> str:
+def digest(matrix: Matrix) -> str:
     """Of the values, however they are stored and cut into blocks."""
     found = Fingerprint()
     for _, block in matrix.blocks(_BLOCK):
